@@ -1,0 +1,24 @@
+"""What an engine embeds to hand a request's cache to, or take it from, its pod's agent."""
+
+from disagg_transfer.client.blocking import AgentClient
+from disagg_transfer.client.values import Arrival, Component, Extent, Payload
+from disagg_transfer.errors import (
+    AgentUnavailableError,
+    ArenaFull,
+    RegistrationError,
+    TransferFailed,
+    UnknownStateTypeError,
+)
+
+__all__ = [
+    "AgentClient",
+    "AgentUnavailableError",
+    "ArenaFull",
+    "Arrival",
+    "Component",
+    "Extent",
+    "Payload",
+    "RegistrationError",
+    "TransferFailed",
+    "UnknownStateTypeError",
+]

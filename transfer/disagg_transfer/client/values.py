@@ -1,0 +1,41 @@
+"""What crosses between an engine and the client library."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One component of the model's cache; a model may have several of one state type."""
+
+    name: str  # unique, e.g. "kv", "mamba.conv", "swa"
+    state_type: str  # a registry name or alias
+    item_bytes: int  # one item: a page of all its layers, or one whole slot
+    layers: int
+    dtype: str
+    page_size: int  # tokens per item; 0 for slot types
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """Arena memory for one payload. Write to `view`, offer it, then never touch it again."""
+
+    extent: int
+    room: int
+    nbytes: int
+    view: memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """One component, arrived whole. `view` is valid until the room is released."""
+
+    items: int
+    view: memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    payloads: Mapping[str, Payload]
+    aux: bytes
+    prefill_pod: str
