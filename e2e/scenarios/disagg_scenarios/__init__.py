@@ -1,0 +1,1 @@
+"""What a user does with the operator, as code: the demo, and what the cluster tests share with it."""

@@ -1,0 +1,47 @@
+"""Rules of the tree that no linter knows."""
+
+import ast
+import operator
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = (
+    "operator/disagg_operator",
+    "transfer/disagg_transfer",
+    "e2e/engine/disagg_engine",
+    "e2e/cluster/disagg_cluster",
+    "e2e/scenarios/disagg_scenarios",
+)
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+BANNED = {"manager", "helper", "helpers", "util", "utils", "common", "misc"}
+MODULE_LINES = 400
+FUNCTION_LINES = 60
+
+
+def test_the_operator_folder_is_no_package_so_that_the_standard_library_stays_visible():
+    assert not (ROOT / "operator" / "__init__.py").exists()
+    assert Path(operator.__file__).parent != ROOT / "operator"
+
+
+def test_the_wheel_holds_no_name_of_the_standard_library():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert "operator" not in {Path(package).name for package in packages}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_is_small_and_named_for_one_idea(module):
+    text = module.read_text()
+    assert len(text.splitlines()) <= MODULE_LINES
+    assert not BANNED & set(module.stem.split("_"))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, node.name
+
+
+def test_only_the_fabric_imports_nixl():
+    seeing = {path.name for path in MODULES if "nixl_cu1" in path.read_text()}
+    assert seeing <= {"nixl_fabric.py"}
