@@ -1,0 +1,98 @@
+"""The cluster's addresses and ports.
+
+198.18.0.0/15 is the benchmarking range (RFC 2544): nothing private or public is shadowed by it.
+"""
+
+import json
+import socket
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from disagg_cluster.errors import MachineError
+
+BRIDGE = "disagg0"
+POD_NETWORK = "198.18.0.0/16"
+NODE_ADDRESS = "198.18.0.1"  # the bridge's own: pods reach the API server, DNS and kubelet here
+NODE_PREFIX = 16
+SERVICE_NETWORK = "198.19.0.0/16"
+API_SERVICE_ADDRESS = "198.19.0.1"
+DNS_SERVICE_ADDRESS = "198.19.0.10"
+CLUSTER_DOMAIN = "cluster.local"
+NODE_NAME = "disagg-node"
+LOOPBACK = "127.0.0.1"
+DEFAULT_BASE_PORT = 16440
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    api: int
+    etcd: int
+    etcd_peer: int
+    controller_manager: int
+    scheduler: int
+    kubelet: int
+    kubelet_health: int
+    proxy_health: int
+    proxy_metrics: int
+    dns_health: int
+    dns_ready: int
+    kwok: int
+
+    @classmethod
+    def from_base(cls, base: int) -> Self:
+        return cls(**{field.name: base + index for index, field in enumerate(fields(cls))})
+
+    @classmethod
+    def free(cls) -> Self:
+        """Whatever the machine has free now; remembered in the cluster's settings."""
+        with ExitStack() as held:
+            sockets = [held.enter_context(socket.socket()) for _ in fields(cls)]
+            for one in sockets:
+                one.bind((LOOPBACK, 0))
+            numbers = [int(one.getsockname()[1]) for one in sockets]
+        return cls(**dict(zip((field.name for field in fields(cls)), numbers, strict=True)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a cluster was brought up as: a later `up` keeps to it."""
+
+    ports: Ports
+    with_node: bool
+    kwok_nodes: int = 0
+
+    def save(self, path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        partial.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                ports=Ports(**raw["ports"]),
+                with_node=bool(raw["with_node"]),
+                kwok_nodes=int(raw["kwok_nodes"]),
+            )
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise MachineError(
+                f"{path} is not what `up` writes ({error}); run `disagg-cluster down` and then `up`"
+            ) from error
+
+
+def taken_port(wanted: Iterable[int]) -> int | None:
+    """The first of these that another program listens on."""
+    for port in wanted:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                return port
+    return None
