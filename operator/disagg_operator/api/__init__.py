@@ -1,0 +1,1 @@
+"""The resource `DisaggDeployment`: spec, status, and the CRD generated from both."""

@@ -1,0 +1,48 @@
+"""Base of the API's models and the small types that several of them share."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from disagg_operator.api.rules import rule, rules
+
+
+class ApiModel(BaseModel):
+    """Unknown fields are ignored: a newer CRD may be installed beside an older operator."""
+
+    model_config = ConfigDict(
+        frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore"
+    )
+
+
+Duration = Annotated[
+    str,
+    Field(
+        max_length=16,
+        json_schema_extra=rules(
+            rule(
+                r"self.matches(r'^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')"
+                " && duration(self) > duration('0s') && duration(self) <= duration('24h')",
+                "duration %s must be above 0s and at most 24h, such as 500ms or 1m30s",
+                "self",
+            )
+        ),
+    ),
+]
+
+# The API server's own pattern for quantities lets int or string through; the range is its business.
+Quantity = Annotated[
+    int | str,
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "pattern": r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?$",
+        }
+    ),
+]
+
+Replicas = Annotated[int, Field(ge=0, le=1000)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Argument = Annotated[str, Field(min_length=1, max_length=1024)]
+Image = Annotated[str, Field(min_length=1, max_length=512)]

@@ -1,0 +1,174 @@
+"""`spec`: what a user writes. Every limit is in the schema or is a CEL rule, so that it is refused
+at apply; nothing here is checked a second time in Python."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from disagg_operator import names
+from disagg_operator.api import spec_rules
+from disagg_operator.api.base import ApiModel, Image, Port, Replicas
+from disagg_operator.api.owned import EngineType
+from disagg_operator.api.pods import Args, Env, Resources, Template
+from disagg_operator.api.rules import SET, immutable, keyed_by, rules
+from disagg_operator.api.transfer import TransferSpec
+
+_STATE_TYPE = Annotated[str, Field(json_schema_extra={"enum": list(spec_rules.STATE_TYPES)})]
+
+
+class ModelSpec(ApiModel):
+    """The model that both roles serve."""
+
+    source: str = Field(
+        min_length=1,
+        max_length=512,
+        description="Name or path of the model, as the engine takes it.",
+    )
+    served_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=253,
+        description="Model name in requests; the resource's name when left out.",
+    )
+    state_types: tuple[_STATE_TYPE, ...] = Field(
+        ("kv",),
+        min_length=1,
+        max_length=8,
+        description="State types of the model's cache; pods whose engine has others are refused.",
+        json_schema_extra={**SET, **rules(*spec_rules.STATE_TYPE_RULES)},
+    )
+
+
+class PullSecret(ApiModel):
+    """A Secret with registry credentials."""
+
+    name: str = Field(min_length=1, max_length=253, description="Name of the Secret.")
+
+
+class EngineSpec(ApiModel):
+    """The inference engine of both roles."""
+
+    type: EngineType = Field(
+        "reference",
+        description="reference: the built-in engine, runs anywhere. sglang: SGLang. custom: any"
+        " engine that embeds the agent client.",
+    )
+    image: Image | None = Field(
+        None, description="Image of the engine; required unless engine.type is reference."
+    )
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field(
+        "IfNotPresent", description="When the engine's and the agent's images are pulled."
+    )
+    image_pull_secrets: tuple[PullSecret, ...] = Field(
+        (),
+        max_length=8,
+        description="Secrets with registry credentials, for all pods.",
+        json_schema_extra=keyed_by("name"),
+    )
+    port: Port = Field(
+        30000,
+        description="HTTP port of the engine.",
+        json_schema_extra=rules(spec_rules.ENGINE_PORT_RULE),
+    )
+    args: Args = Field((), description="More arguments of the engine, both roles.")
+    env: Env = Field((), description="More environment of the engine, both roles.")
+
+
+_Degree = Annotated[int, Field(ge=1, le=1024)]
+
+
+class Parallelism(ApiModel):
+    """How one replica splits the model over its GPUs."""
+
+    tp: _Degree = Field(1, description="Tensor parallel degree.")
+    pp: _Degree = Field(1, description="Pipeline parallel degree.")
+    dp: _Degree = Field(1, description="Data parallel attention degree; divides tp.")
+    ep: _Degree = Field(1, description="Expert parallel degree; divides tp.")
+
+
+class RoleSpec(ApiModel):
+    """One role: replicas of equal groups of pods."""
+
+    replicas: Replicas = Field(1, description="Groups of this role.")
+    nodes_per_replica: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Pods of one group, one per node. Cannot change.",
+        json_schema_extra=rules(immutable("nodesPerReplica")),
+    )
+    gpus_per_node: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="GPUs of each pod; 0 for the cpu profile. Cannot change.",
+        json_schema_extra=rules(immutable("gpusPerNode")),
+    )
+    parallelism: Parallelism = Field(
+        Parallelism(), description="tp * pp must be gpusPerNode * nodesPerReplica on GPUs."
+    )
+    args: Args = Field((), description="More arguments of the engine, this role only.")
+    env: Env = Field((), description="More environment of the engine, this role only.")
+    resources: Resources = Field(
+        Resources(), description="Resources of the engine container, over the profile's."
+    )
+    template: Template = Field(Template(), description="Overlay on the pods of this role.")
+
+
+class RolesSpec(ApiModel):
+    """Both roles."""
+
+    prefill: RoleSpec = Field(RoleSpec(), description="Pods that compute prompts.")
+    decode: RoleSpec = Field(RoleSpec(), description="Pods that generate tokens.")
+
+
+class HardwareSpec(ApiModel):
+    """What the pods run on."""
+
+    profile: Literal["cpu", "h200"] = Field(
+        "cpu",
+        description="cpu: no device. h200: NVIDIA H200 nodes with GPUs and RDMA devices.",
+    )
+
+
+class RouterSpec(ApiModel):
+    """What requests come in through."""
+
+    type: Literal["sglang", "external", "none"] = Field(
+        "sglang",
+        description="sglang: sglang-router, run by the operator. external: one of yours."
+        " none: no router, for engines driven directly.",
+    )
+    image: Image | None = Field(
+        None, description="Image of the router; the operator's own default when left out."
+    )
+    replicas: Annotated[int, Field(ge=1, le=32)] = Field(1, description="Pods of the router.")
+    port: Port = Field(8000, description="Port of the router and of the Service.")
+    args: Args = Field(
+        (),
+        description="More arguments of the router.",
+        json_schema_extra=rules(spec_rules.ROUTER_ARGS_RULE),
+    )
+
+
+class DisaggDeploymentSpec(ApiModel):
+    """Disaggregated serving of one model: prefill pods, decode pods, a router."""
+
+    model_config = {
+        **ApiModel.model_config,
+        "json_schema_extra": rules(*spec_rules.SPEC_RULES),
+    }
+
+    model: ModelSpec = Field(description="The model that both roles serve.")
+    engine: EngineSpec = Field(EngineSpec(), description="The inference engine of both roles.")
+    roles: RolesSpec = Field(RolesSpec(), description="Prefill and decode.")
+    hardware: HardwareSpec = Field(HardwareSpec(), description="What the pods run on.")
+    transfer: TransferSpec = Field(TransferSpec(), description="How state moves between pods.")
+    router: RouterSpec = Field(RouterSpec(), description="What requests come in through.")
+    paused: bool = Field(
+        False,  # noqa: FBT003
+        description="True: nothing is created, changed or deleted; the status is kept up.",
+    )
+
+    def role(self, role: str) -> RoleSpec:
+        return self.roles.prefill if role == names.PREFILL else self.roles.decode

@@ -1,0 +1,17 @@
+"""Objects of a deployment, from its spec alone: pure functions that return plain dicts."""
+
+from disagg_operator.render.images import Images
+from disagg_operator.render.pods import pod
+from disagg_operator.render.revisions import revision
+from disagg_operator.render.routers import router_deployment, router_service
+from disagg_operator.render.services import key_secret, peer_service
+
+__all__ = [
+    "Images",
+    "key_secret",
+    "peer_service",
+    "pod",
+    "revision",
+    "router_deployment",
+    "router_service",
+]
