@@ -1,0 +1,33 @@
+"""The docs name what the code can say."""
+
+from pathlib import Path
+
+import pytest
+from disagg_operator import names
+from disagg_transfer.contract import Cause, NotReady, Stage
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+STATUS = (DOCS / "status.md").read_text()
+DESIGN = (DOCS / "design.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "word",
+    sorted(
+        value
+        for name, value in vars(names).items()
+        if name.startswith(("REASON_", "EVENT_")) and isinstance(value, str)
+    ),
+)
+def test_every_reason_is_explained(word):
+    assert f"`{word}`" in STATUS
+
+
+@pytest.mark.parametrize("word", sorted({*Cause, *NotReady}))
+def test_every_cause_is_explained(word):
+    assert f"`{word}`" in STATUS
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_every_stage_is_explained(stage):
+    assert f"| `{stage}` |" in DESIGN
