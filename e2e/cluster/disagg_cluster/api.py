@@ -79,11 +79,20 @@ class ApiClient:
         finally:
             connection.close()
 
-    def exists(self, path: str) -> bool:
+    def get(self, path: str) -> dict[str, Any] | None:
+        """None when it is not there, or the API server does not answer."""
         try:
-            return self.call("GET", path).ok
+            answer = self.call("GET", path)
         except (OSError, http.client.HTTPException):
-            return False
+            return None
+        if not answer.ok:
+            return None
+        found: dict[str, Any] = json.loads(answer.body)
+        return found
+
+    def is_node_ready(self, name: str) -> bool:
+        found = self.get(f"/api/v1/nodes/{name}")
+        return found is not None and is_condition_true(found, "Ready")
 
     def apply(self, path: str, intent: Mapping[str, Any]) -> None:
         """Server-side apply of one object at its own path."""
@@ -96,6 +105,11 @@ class ApiClient:
         if not answer.ok:
             text = answer.body.decode("utf-8", errors="replace")
             raise ComponentError(f"the API server refused {path}: {answer.status} {text}")
+
+
+def is_condition_true(resource: Mapping[str, Any], kind: str) -> bool:
+    conditions = resource.get("status", {}).get("conditions", [])
+    return any(one["type"] == kind and one["status"] == "True" for one in conditions)
 
 
 def wait_for(

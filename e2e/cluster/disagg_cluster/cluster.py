@@ -6,16 +6,20 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from disagg_cluster import controlplane, processes
-from disagg_cluster.addresses import Ports, Settings
+from disagg_cluster import controlplane, machine, node, processes, teardown
+from disagg_cluster.addresses import NODE_NAME, Ports, Settings
 from disagg_cluster.api import ApiClient, wait_for
-from disagg_cluster.binaries import ensure_binaries
+from disagg_cluster.binaries import ensure_binaries, locked
 from disagg_cluster.controlplane import Component
 from disagg_cluster.errors import ComponentError
 from disagg_cluster.kubeconfig import write_kubeconfigs
 from disagg_cluster.layout import Layout
+from disagg_cluster.network import ensure_bridge, remove_network
+from disagg_cluster.packages import NODE_PACKAGES, ensure_packages
+from disagg_cluster.pause import write_pause_archive
 from disagg_cluster.pki import ensure_certificates
 from disagg_cluster.progress import step
+from disagg_cluster.system_objects import system_objects
 
 READY_TIMEOUT_S = 120.0  # two busy cores; 5 s when they are idle
 DEFAULT_ACCOUNT = "/api/v1/namespaces/default/serviceaccounts/default"
@@ -66,7 +70,7 @@ def start_control_plane(layout: Layout, settings: Settings) -> list[str]:
         # Admission refuses pods until the controller manager has made this account.
         wait_for(
             "the default service account",
-            lambda: api.exists(DEFAULT_ACCOUNT),
+            lambda: api.get(DEFAULT_ACCOUNT) is not None,
             timeout_s=READY_TIMEOUT_S,
         )
     return started
@@ -75,6 +79,76 @@ def start_control_plane(layout: Layout, settings: Settings) -> list[str]:
 def stop_processes(layout: Layout) -> None:
     """At once: the data goes with the cluster, and an API server without etcd takes 10 s to give up."""
     processes.stop(processes.records(layout.run), run=layout.run, grace_s=0)
+
+
+def start_node(layout: Layout, settings: Settings) -> list[str]:
+    binaries, ports = ensure_binaries(), settings.ports
+    node.write_node_files(layout, ports)
+    teardown.make_cgroups()
+    with step("starting the node"):
+        started = run_components(layout, [node.containerd(layout)])
+        ensure_pause_image(layout, binaries)
+        api = ApiClient(port=ports.api, pki=layout.pki)
+        for path, intent in system_objects().items():
+            api.apply(path, intent)
+        started += run_components(
+            layout,
+            [
+                node.coredns(layout, binaries, ports),
+                node.kubelet(layout, binaries, ports),
+                node.kube_proxy(layout, binaries, ports),
+            ],
+        )
+        wait_for(
+            f"node {NODE_NAME}",
+            lambda: api.is_node_ready(NODE_NAME),
+            timeout_s=READY_TIMEOUT_S,
+        )
+    return started
+
+
+def ensure_pause_image(layout: Layout, binaries: Path) -> None:
+    if node.PAUSE_IMAGE in node.ctr(layout, "images", "list", "--quiet").split():
+        return
+    archive = layout.root / "pause.tar"
+    write_pause_archive(binaries, archive, image=node.PAUSE_IMAGE)
+    node.ctr(layout, "images", "import", str(archive))
+    node.ctr(layout, "images", "label", node.PAUSE_IMAGE, "io.cri-containerd.pinned=pinned")
+
+
+def up(layout: Layout, wanted: Settings) -> list[str]:
+    """Brings up what is not up. Returns what had to be started: nothing on a running cluster."""
+    if wanted.with_node:
+        machine.require_node_machine(layout)
+        ensure_packages(NODE_PACKAGES.items())
+    ensure_binaries()
+    layout.make()
+    with locked(layout.run / "lock"):
+        if not any(processes.is_alive(one) for one in processes.records(layout.run)):
+            machine.require_free_ports(wanted.ports)
+        wanted.save(layout.settings)
+        if wanted.with_node:
+            ensure_bridge(remembered=layout.root / "ip_forward.before")
+        started = start_control_plane(layout, wanted)
+        if wanted.with_node:
+            started += start_node(layout, wanted)
+    return started
+
+
+def down(layout: Layout) -> bool:
+    """Ends and removes all of it; False when there was nothing. Works on a half-dead cluster."""
+    if not layout.root.exists():
+        return False
+    settings = Settings.load(layout.settings)
+    with step("taking the cluster down"):
+        stop_processes(layout)
+        if settings is None or settings.with_node:
+            machine.require_root()
+            teardown.end_pods(layout)
+            teardown.remove_traces(layout)
+            remove_network(remembered=layout.root / "ip_forward.before")
+        shutil.rmtree(layout.root)
+    return True
 
 
 @contextlib.contextmanager

@@ -92,7 +92,11 @@ def api_server(layout: Layout, binaries: Path, ports: Ports, *, with_node: bool)
         "tls-cert-file": pki / "apiserver.crt",
         "tls-private-key-file": pki / "apiserver.key",
     }
-    program = Program(name="kube-apiserver", argv=_argv(binaries / "kube-apiserver", arguments))
+    program = Program(
+        name="kube-apiserver",
+        argv=_argv(binaries / "kube-apiserver", arguments),
+        files=(pki / "apiserver.crt", layout.configs / "audit-policy.json"),
+    )
     return Component(program=program, is_ready=lambda: is_healthy(ports.api, "/readyz"))
 
 

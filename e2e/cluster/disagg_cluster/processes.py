@@ -4,6 +4,7 @@ A pid alone is no identity: it is used again. A record names the pid, the kernel
 boot it was seen in; only a process that matches all three is ever signalled.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -23,6 +24,14 @@ class Program:
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()  # what it reads once at start: a changed one restarts it
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.argv, sorted(self.env.items()))).encode())
+        for path in self.files:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +40,7 @@ class Record:
     pid: int
     start_tick: int
     boot: str
-    argv: tuple[str, ...]
+    fingerprint: str
 
 
 def boot_id() -> str:
@@ -67,7 +76,7 @@ def read_record(run: Path, name: str) -> Record | None:
         pid=int(raw["pid"]),
         start_tick=int(raw["start_tick"]),
         boot=str(raw["boot"]),
-        argv=tuple(str(word) for word in raw["argv"]),
+        fingerprint=str(raw["fingerprint"]),
     )
 
 
@@ -81,7 +90,7 @@ def _write_record(run: Path, record: Record) -> None:
         "pid": record.pid,
         "start_tick": record.start_tick,
         "boot": record.boot,
-        "argv": record.argv,
+        "fingerprint": record.fingerprint,
     }
     path = _record_path(run, record.name)
     partial = path.with_suffix(".partial")
@@ -110,16 +119,18 @@ def start(program: Program, *, run: Path, logs: Path) -> Record:
     if tick is None:
         reap(pid)
         raise ComponentError(f"{program.name}: ended at once{log_tail(logs, program.name)}")
-    record = Record(name=program.name, pid=pid, start_tick=tick, boot=boot_id(), argv=program.argv)
+    record = Record(
+        name=program.name, pid=pid, start_tick=tick, boot=boot_id(), fingerprint=program.fingerprint
+    )
     _write_record(run, record)
     return record
 
 
 def ensure(program: Program, *, run: Path, logs: Path) -> bool:
-    """True when it had to be started: it was not running, or ran with other arguments."""
+    """True when it had to be started: it was not running, or ran with other arguments or files."""
     record = read_record(run, program.name)
     if record is not None and is_alive(record):
-        if record.argv == program.argv:
+        if record.fingerprint == program.fingerprint:
             return False
         stop([record], run=run)
     start(program, run=run, logs=logs)

@@ -1,0 +1,125 @@
+"""disagg-cluster: the embedded cluster from the command line."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from disagg_cluster import cluster, processes
+from disagg_cluster.addresses import DEFAULT_BASE_PORT, Ports, Settings
+from disagg_cluster.binaries import CLUSTER, KWOK, ensure_binaries
+from disagg_cluster.errors import ClusterError
+from disagg_cluster.layout import Layout, default_layout
+from disagg_cluster.progress import say
+
+Command = Callable[[argparse.Namespace, Layout], int]
+
+
+def _up(options: argparse.Namespace, layout: Layout) -> int:
+    known = Settings.load(layout.settings)
+    settings = known or Settings(ports=_ports(options), with_node=not options.control_plane_only)
+    started = cluster.up(layout, settings)
+    say(f"up ({', '.join(started)} started)" if started else "already up")
+    print(layout.admin_kubeconfig)
+    return 0
+
+
+def _ports(options: argparse.Namespace) -> Ports:
+    if options.base_port is None and options.control_plane_only:
+        return Ports.free()
+    return Ports.from_base(options.base_port or DEFAULT_BASE_PORT)
+
+
+def _down(_: argparse.Namespace, layout: Layout) -> int:
+    say("down" if cluster.down(layout) else f"nothing to take down in {layout.root}")
+    return 0
+
+
+def _status(_: argparse.Namespace, layout: Layout) -> int:
+    settings = Settings.load(layout.settings)
+    if settings is None:
+        print(f"no cluster in {layout.root}; `disagg-cluster up` starts one")
+        return 1
+    dead = 0
+    for record in processes.records(layout.run):
+        alive = processes.is_alive(record)
+        dead += not alive
+        print(f"{record.name:24} {'running' if alive else 'DEAD':8} pid {record.pid}")
+    print(f"kubeconfig {layout.admin_kubeconfig}")
+    return 1 if dead else 0
+
+
+def _kubeconfig(_: argparse.Namespace, layout: Layout) -> int:
+    if not layout.admin_kubeconfig.exists():
+        raise ClusterError(f"no cluster in {layout.root}; `disagg-cluster up` starts one")
+    print(layout.admin_kubeconfig)
+    return 0
+
+
+def _env(_: argparse.Namespace, layout: Layout) -> int:
+    print(f"export KUBECONFIG={layout.admin_kubeconfig}")
+    print(f'export PATH={ensure_binaries()}:"$PATH"')
+    return 0
+
+
+def _logs(options: argparse.Namespace, layout: Layout) -> int:
+    names = sorted(path.stem for path in layout.logs.glob("*.log"))
+    if options.component is None:
+        print("\n".join(names))
+        return 0
+    if options.component not in names:
+        raise ClusterError(f"no log of {options.component!r}; there are: {', '.join(names)}")
+    return subprocess.run(
+        ["tail", "-n", str(options.lines), str(layout.logs / f"{options.component}.log")],
+        check=False,
+    ).returncode
+
+
+def _build(_: argparse.Namespace, __: Layout) -> int:
+    for module in (CLUSTER, KWOK):
+        print(ensure_binaries(module))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="disagg-cluster", description=__doc__)
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        help="the cluster's folder (default: $DISAGG_CLUSTER_DIR or /var/lib/disagg-cluster)",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    up = command("up", _up, "start what is not running; does nothing on a running cluster")
+    up.add_argument(
+        "--control-plane-only", action="store_true", help="no node: API server and its company"
+    )
+    up.add_argument(
+        "--base-port", type=int, help=f"first port to use (default {DEFAULT_BASE_PORT})"
+    )
+    command("down", _down, "end and remove all of it")
+    command("status", _status, "which components run")
+    command("kubeconfig", _kubeconfig, "print the admin kubeconfig's path")
+    command("env", _env, "print shell lines that set KUBECONFIG and PATH")
+    logs = command("logs", _logs, "list the logs, or print the end of one")
+    logs.add_argument("component", nargs="?")
+    logs.add_argument("--lines", type=int, default=100)
+    command("build", _build, "build the binaries into the cache")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    layout = Layout(root=options.dir.resolve()) if options.dir else default_layout()
+    try:
+        run: Command = options.run
+        return run(options, layout)
+    except ClusterError as error:
+        print(f"disagg-cluster: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,95 @@
+"""The bridge that pods hang on, and taking away all that the node did to the machine's network."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from disagg_cluster.addresses import (
+    BRIDGE,
+    NODE_ADDRESS,
+    NODE_PREFIX,
+    POD_NETWORK,
+    SERVICE_NETWORK,
+)
+from disagg_cluster.errors import MachineError
+
+IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+PROXY_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
+CLUSTER_RANGE = "198.18.0.0/15"  # pods and Services
+
+
+def render_cni(*, address_folder: Path) -> dict[str, Any]:
+    return {
+        "cniVersion": "0.4.0",
+        "name": "disagg",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": BRIDGE,
+                "isGateway": True,
+                "hairpinMode": True,  # a pod may reach itself through its Service
+                "ipMasq": False,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": str(address_folder),
+                    "ranges": [[{"subnet": POD_NETWORK, "gateway": NODE_ADDRESS}]],
+                    # No default route: what is not the cluster fails at once instead of hanging.
+                    "routes": [{"dst": CLUSTER_RANGE}],
+                },
+            }
+        ],
+    }
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def _must(*argv: str) -> None:
+    answer = _run(*argv)
+    if answer.returncode != 0:
+        raise MachineError(f"`{' '.join(argv)}` failed: {answer.stderr.strip()}")
+
+
+def bridge_exists() -> bool:
+    return Path(f"/sys/class/net/{BRIDGE}").exists()
+
+
+def conflicting_route() -> str | None:
+    """A route of someone else inside our ranges."""
+    routes = json.loads(_run("ip", "-json", "route", "show", "root", CLUSTER_RANGE).stdout or "[]")
+    for route in routes:
+        if route.get("dev") != BRIDGE:
+            return f"{route.get('dst')} dev {route.get('dev')}"
+    return None
+
+
+def ensure_bridge(*, remembered: Path) -> None:
+    """The node's address must exist before kubelet starts. Remembers what ip_forward was."""
+    if not bridge_exists():
+        if (route := conflicting_route()) is not None:
+            raise MachineError(
+                f"the machine already routes {route}, inside the cluster's {CLUSTER_RANGE}:"
+                " remove that route or its interface"
+            )
+        _must("ip", "link", "add", BRIDGE, "type", "bridge")
+    _must("ip", "address", "replace", f"{NODE_ADDRESS}/{NODE_PREFIX}", "dev", BRIDGE)
+    _must("ip", "link", "set", BRIDGE, "up")
+    # So that the machine itself reaches Services even when it has no default route.
+    _must("ip", "route", "replace", SERVICE_NETWORK, "dev", BRIDGE, "src", NODE_ADDRESS)
+    if not remembered.exists():
+        remembered.write_text(IP_FORWARD.read_text(encoding="ascii"), encoding="ascii")
+    IP_FORWARD.write_text("1", encoding="ascii")
+
+
+def remove_network(*, remembered: Path) -> None:
+    """Bridge, kube-proxy's tables, ip_forward as it was. The pods' veths went with their namespaces."""
+    for family, table in PROXY_TABLES:
+        if _run("nft", "list", "table", family, table).returncode == 0:
+            _must("nft", "delete", "table", family, table)
+    if bridge_exists():
+        _must("ip", "link", "delete", BRIDGE)
+    if remembered.exists():
+        IP_FORWARD.write_text(remembered.read_text(encoding="ascii"), encoding="ascii")
+        remembered.unlink()

@@ -1,0 +1,132 @@
+"""Ends what a node leaves on a machine: pods' processes, shims, mounts, cgroups, sockets.
+
+Nothing is asked of kubelet or containerd: `down` also has to work when they are dead.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from disagg_cluster.errors import ComponentError
+from disagg_cluster.layout import Layout
+from disagg_cluster.machine import CGROUP
+from disagg_cluster.node import CGROUP_ROOT
+
+SHIM = "containerd-shim"
+SHIM_SOCKETS = Path("/run/containerd/s")  # fixed in containerd, whatever its state folder is
+EMPTIED = (
+    # Folders kubelet, runc and containerd make at fixed places; removed only when empty.
+    "/run/containerd/s",
+    "/run/containerd/runc/k8s.io",
+    "/run/containerd/runc",
+    "/run/containerd",
+    "/run/runc",
+    "/var/log/containers",
+    "/var/log/pods",
+    "/var/lib/kubelet/device-plugins",
+    "/var/lib/kubelet",
+    "/opt/containerd/bin",
+    "/opt/containerd/lib",
+    "/opt/containerd",
+)
+GONE_WITHIN_S = 20.0
+
+
+def cgroup_folders(root: Path = CGROUP) -> list[Path]:
+    """Ours in every hierarchy, deepest first."""
+    tops = [root / CGROUP_ROOT, *(child / CGROUP_ROOT for child in root.iterdir())]
+    found: list[Path] = []
+    for top in tops:
+        if top.is_dir():
+            found += [Path(folder) for folder, _, _ in os.walk(top, topdown=False)]
+    return found
+
+
+def make_cgroups(root: Path = CGROUP) -> None:
+    """Kubelet refuses a cgroup root that is not there."""
+    if (root / "cgroup.controllers").exists():
+        (root / CGROUP_ROOT).mkdir(exist_ok=True)
+        return
+    for hierarchy in root.iterdir():
+        if (hierarchy / "cgroup.procs").exists() and not hierarchy.is_symlink():
+            (hierarchy / CGROUP_ROOT).mkdir(exist_ok=True)
+
+
+def pod_pids() -> set[int]:
+    pids: set[int] = set()
+    for folder in cgroup_folders():
+        with contextlib.suppress(OSError):
+            pids |= {int(line) for line in (folder / "cgroup.procs").read_text().split()}
+    return pids
+
+
+def shim_pids(layout: Layout) -> set[int]:
+    """containerd's shims of this cluster: they carry the path of its socket as an argument."""
+    pids: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            is_shim = Path(words[0].decode(errors="replace")).name.startswith(SHIM)
+            if is_shim and str(layout.containerd_socket).encode() in words:
+                pids.add(int(entry.name))
+    return pids
+
+
+def _kill_until_gone(what: str, find: Callable[[], Iterable[int]]) -> None:
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while pids := sorted(find()):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise ComponentError(f"{what} do not end: {pids}; run `disagg-cluster down` again")
+        time.sleep(0.05)
+
+
+def mounts_below(folder: Path, table: str) -> list[str]:
+    """Mount points at or below a folder, innermost first, from the text of /proc/self/mounts."""
+    points = [line.split()[1].encode().decode("unicode_escape") for line in table.splitlines()]
+    below = [point for point in points if Path(point).is_relative_to(folder)]
+    return sorted(below, key=len, reverse=True)
+
+
+def unmount_below(folder: Path) -> None:
+    table = Path("/proc/self/mounts").read_text(encoding="utf-8")
+    for point in mounts_below(folder, table):
+        subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
+
+
+def _remove_dead_sockets() -> None:
+    bound = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace")
+    if not SHIM_SOCKETS.is_dir():
+        return
+    for path in SHIM_SOCKETS.iterdir():
+        if str(path) not in bound:
+            path.unlink(missing_ok=True)
+
+
+def _remove_when_empty(folders: Iterable[str]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
+
+
+def end_pods(layout: Layout) -> None:
+    """After kubelet and containerd ended, so that nothing starts them again."""
+    _kill_until_gone("containers", pod_pids)
+    _kill_until_gone("containerd shims", lambda: shim_pids(layout))
+
+
+def remove_traces(layout: Layout) -> None:
+    unmount_below(layout.root)
+    for folder in cgroup_folders():
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    _remove_dead_sockets()
+    _remove_when_empty(EMPTIED)
