@@ -1,0 +1,140 @@
+"""The engine as a whole: its model, its standing with the agent, the calls in flight."""
+
+import asyncio
+import logging
+import threading
+import uuid
+from collections.abc import AsyncGenerator
+
+from disagg_engine.errors import BadRequestError, NotServingError, OverloadedError
+from disagg_engine.layout import ComponentLayout, probe_layout
+from disagg_engine.models import LoadedModel, load_model
+from disagg_engine.pools import PoolSet
+from disagg_engine.requests import Request, check_length
+from disagg_engine.roles import Call, DecodeRole, MonoRole, PrefillRole, RoleFlow
+from disagg_engine.runner import ModelRunner
+from disagg_engine.sampling import Token
+from disagg_engine.session import AgentSession
+from disagg_engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.runner: ModelRunner | None = None
+        self.flow: RoleFlow | None = None
+        self._session: AgentSession | None = None
+        self._in_flight = 0
+
+    def load(self, model: LoadedModel | None = None) -> None:
+        """Blocking: build or read the model, make the pools, start registering."""
+        settings = self.settings
+        loaded = model or load_model(settings.model, seed=settings.seed)
+        runner = ModelRunner(loaded)
+        layouts = probe_layout(loaded.module, page_size=settings.page_size)
+        for each in layouts:
+            log.info("component %s (%s): %d B", each.name, each.state_type, each.item_bytes)
+        if settings.disaggregated:
+            self._pair(runner, self._without_dropped(layouts))
+        else:
+            self.flow = MonoRole(runner)
+        self.runner = runner
+
+    def _pair(self, runner: ModelRunner, layouts: tuple[ComponentLayout, ...]) -> None:
+        settings = self.settings
+        pools = PoolSet(layouts, max_pages=settings.max_pages, max_slots=settings.max_slots)
+        self._session = AgentSession(settings, layouts)
+        kind = PrefillRole if settings.role == "prefill" else DecodeRole
+        self.flow = kind(runner, pools, self._session, settings)
+        self._session.start()
+
+    def _without_dropped(self, layouts: tuple[ComponentLayout, ...]) -> tuple[ComponentLayout, ...]:
+        dropped = self.settings.fault_drop_component
+        if dropped is None:
+            return layouts
+        names = [layout.name for layout in layouts]
+        if dropped not in names:
+            raise BadRequestError(
+                "--fault-drop-component", dropped, f"this model has {', '.join(names)}"
+            )
+        log.warning("FAULT: component %s is neither registered nor transferred", dropped)
+        return tuple(layout for layout in layouts if layout.name != dropped)
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.stop()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no request can be taken; None when healthy."""
+        if self.runner is None:
+            return f"loading {self.settings.model}"
+        return None if self._session is None else self._session.trouble
+
+    def serving(self) -> ModelRunner:
+        if self.runner is None or self.trouble is not None:
+            raise NotServingError(self.trouble)
+        return self.runner
+
+    def admit(self, request: Request) -> Call:
+        """Checks whatever can be checked before the call starts."""
+        runner = self.serving()
+        check_length(request, runner.model)
+        self._flow().check_fits(request)
+        if self._in_flight >= self.settings.max_requests:
+            raise OverloadedError(
+                f"{self._in_flight} requests are in flight, --max-requests is"
+                f" {self.settings.max_requests}: retry later"
+            )
+        return Call(id=uuid.uuid4().hex, request=request)
+
+    def limit(self, call: Call) -> int:
+        """Tokens that this engine itself gives for the call."""
+        return 1 if self.settings.role == "prefill" else call.request.sampling.max_new_tokens
+
+    def _flow(self) -> RoleFlow:
+        if self.flow is None:
+            raise NotServingError(f"loading {self.settings.model}")
+        return self.flow
+
+    async def tokens(self, call: Call) -> AsyncGenerator[Token]:
+        """Tokens as a thread of its own makes them; leaving early abandons the call."""
+        flow, loop = self._flow(), asyncio.get_running_loop()
+        events: asyncio.Queue[Token | BaseException | None] = asyncio.Queue()
+
+        def emit(event: Token | BaseException | None) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def produce() -> None:
+            try:
+                for token in flow.tokens(call):
+                    emit(token)
+            except Exception as error:  # noqa: BLE001  (outermost: raised again in the handler)
+                emit(error)
+            else:
+                emit(None)
+
+        thread = threading.Thread(target=produce, name=f"call-{call.id}", daemon=True)
+        self._in_flight += 1
+        ended = False
+        thread.start()
+        try:
+            while (event := await events.get()) is not None:
+                if isinstance(event, BaseException):
+                    ended = True
+                    raise event
+                yield event
+            ended = True
+        finally:
+            self._in_flight -= 1
+            if not ended:
+                loop.run_in_executor(None, _abandon, flow, call)
+
+
+def _abandon(flow: RoleFlow, call: Call) -> None:
+    try:
+        flow.abandon(call)
+    except NotServingError:
+        log.info("%s is abandoned while the agent is away", call.id)

@@ -1,0 +1,212 @@
+"""One request through this engine, by role. Each role yields tokens in a thread of its own."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from disagg_engine.errors import RequestAbandonedError
+from disagg_engine.pools import Pages, PoolSet
+from disagg_engine.requests import Bootstrap, Request
+from disagg_engine.runner import ModelRunner
+from disagg_engine.sampling import Token, pick_token
+from disagg_engine.session import AgentSession
+from disagg_engine.settings import Settings
+from disagg_engine.transcribe import rebuild_cache, store_cache
+from disagg_transfer.client import AgentClient, Arrival, TransferFailed
+from disagg_transfer.contract import Cause, Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request in flight, shared by its thread and the server."""
+
+    id: str
+    request: Request
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        if self.request.bootstrap is None:
+            raise ValueError("a prefill or decode call without bootstrap fields")
+        return self.request.bootstrap
+
+    def check(self) -> None:
+        if self.abandoned.is_set():
+            raise RequestAbandonedError(f"the client of {self.id} has gone")
+
+
+class RoleFlow(Protocol):
+    def check_fits(self, request: Request) -> None:
+        """BadRequestError when no amount of waiting makes it fit."""
+
+    def tokens(self, call: Call) -> Iterator[Token]: ...
+
+    def abandon(self, call: Call) -> None:
+        """Wake the call's thread wherever it waits; it then ends with an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstToken:
+    """What prefill sends beside the payloads."""
+
+    token: Token
+    prompt_tokens: int
+
+    def pack(self) -> bytes:
+        return json.dumps([self.token.id, self.token.logprob, self.prompt_tokens]).encode()
+
+    @classmethod
+    def unpack(cls, aux: bytes) -> "FirstToken":
+        """ValueError when it is not what `pack` makes."""
+        match json.loads(aux):
+            case [int(token), float(logprob), int(prompt_tokens)]:
+                return cls(token=Token(id=token, logprob=logprob), prompt_tokens=prompt_tokens)
+            case other:
+                raise ValueError(f"expected [token, logprob, prompt_tokens], got {other!r}")
+
+
+class MonoRole:
+    """Both halves in this process."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+
+    def check_fits(self, request: Request) -> None:
+        pass
+
+    def tokens(self, call: Call) -> Iterator[Token]:
+        sampling = call.request.sampling
+        cache, logits = self._runner.prefill(call.request.prompt)
+        first = pick_token(logits, sampling, position=0)
+        yield from self._runner.continuation(first, cache, sampling, check=call.check)
+
+    def abandon(self, call: Call) -> None:
+        call.abandoned.set()
+
+
+class PairedRole:
+    """What prefill and decode have in common."""
+
+    def __init__(
+        self, runner: ModelRunner, pools: PoolSet, session: AgentSession, settings: Settings
+    ) -> None:
+        self._runner = runner
+        self._pools = pools
+        self._session = session
+        self._settings = settings
+
+    def check_fits(self, request: Request) -> None:
+        self._pools.check_fits(len(request.prompt))
+
+    def abandon(self, call: Call) -> None:
+        call.abandoned.set()
+        with suppress(TransferFailed):  # it ended by itself meanwhile
+            self._session.client().abort(call.bootstrap.room, "the client has gone")
+
+    @contextmanager
+    def _given_up_unless_done(self, client: AgentClient, call: Call) -> Iterator[None]:
+        """Whatever ends the block early, the peer is told at once."""
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            if not done:
+                with suppress(TransferFailed):
+                    client.abort(call.bootstrap.room, f"the {self._settings.role} engine gave up")
+
+
+class PrefillRole(PairedRole):
+    """Run the prompt, gather every component into the arena, offer it, wait for decode."""
+
+    def tokens(self, call: Call) -> Iterator[Token]:
+        client, room = self._session.client(), call.bootstrap.room
+        client.begin(room)
+        with self._given_up_unless_done(client, call):
+            first = self._hand_over(client, call)
+            client.wait_released(room, self._settings.release_timeout_s)
+        yield first
+
+    def _hand_over(self, client: AgentClient, call: Call) -> Token:
+        prompt = call.request.prompt
+        with self._pools.hold(len(prompt), timeout_s=self._settings.queue_timeout_s) as pages:
+            call.check()
+            cache, logits = self._runner.prefill(prompt)
+            first = pick_token(logits, call.request.sampling, position=0)
+            store_cache(cache, self._pools, pages, prompt_tokens=len(prompt))
+            aux = FirstToken(token=first, prompt_tokens=len(prompt)).pack()
+            self._offer(client, call.bootstrap.room, pages, aux)
+        return first
+
+    def _offer(
+        self, client: AgentClient, room: int, pages: Mapping[str, Pages], aux: bytes
+    ) -> None:
+        """The pages are free again as soon as they are gathered, long before decode has them."""
+        last = self._pools.layouts[-1]
+        for layout in self._pools.layouts:
+            taken = pages[layout.name]
+            extent = client.reserve(
+                room, len(taken) * layout.item_bytes, timeout_s=self._settings.queue_timeout_s
+            )
+            self._pools[layout.name].gather(taken, extent.view)
+            is_last = layout is last
+            client.offer(
+                room,
+                layout.name,
+                extent,
+                items=len(taken),
+                last=is_last,
+                aux=aux if is_last else b"",
+            )
+
+
+class DecodeRole(PairedRole):
+    """Wait until the request's whole cache has arrived, scatter it, go on where prefill stopped."""
+
+    def tokens(self, call: Call) -> Iterator[Token]:
+        client, request = self._session.client(), call.request
+        prompt_tokens = len(request.prompt)
+        arrival = client.pull(
+            call.bootstrap.room,
+            peer=call.bootstrap.peer,
+            expect={layout.name: layout.items(prompt_tokens) for layout in self._pools.layouts},
+        )
+        with (
+            self._given_up_unless_done(client, call),
+            self._pools.hold(prompt_tokens, timeout_s=self._settings.queue_timeout_s) as pages,
+        ):
+            call.check()
+            first = _first_token(arrival, call, vocab_size=self._runner.model.vocab_size)
+            for name, payload in arrival.payloads.items():
+                self._pools[name].scatter(pages[name], payload.view)
+            # A failure here says that the bytes just scattered must not be used.
+            client.release(call.bootstrap.room)
+            config = self._runner.model.module.config
+            cache = rebuild_cache(config, self._pools, pages, prompt_tokens=prompt_tokens)
+        yield from self._runner.continuation(first, cache, request.sampling, check=call.check)
+
+
+def _first_token(arrival: Arrival, call: Call, *, vocab_size: int) -> Token:
+    try:
+        first = FirstToken.unpack(arrival.aux)
+    except ValueError as error:
+        raise _protocol_error(arrival, f"aux is not a first token: {error}") from error
+    expected = len(call.request.prompt)
+    if first.prompt_tokens != expected:
+        raise _protocol_error(
+            arrival, f"prefill ran {first.prompt_tokens} prompt tokens, decode has {expected}"
+        )
+    if not 0 <= first.token.id < vocab_size:
+        raise _protocol_error(
+            arrival, f"first token {first.token.id} is outside the vocabulary of {vocab_size}"
+        )
+    return first.token
+
+
+def _protocol_error(arrival: Arrival, detail: str) -> TransferFailed:
+    return TransferFailed(
+        Cause.PROTOCOL_ERROR, stage=Stage.SCATTER, detail=detail, peer_pod=arrival.prefill_pod
+    )
