@@ -15,6 +15,8 @@ from disagg_cluster.errors import MachineError
 
 BRIDGE = "disagg0"
 POD_NETWORK = "198.18.0.0/16"
+LAST_REAL_POD_ADDRESS = "198.18.127.254"
+KWOK_POD_NETWORK = "198.18.128.0/17"  # said by simulated pods, answered by nothing
 NODE_ADDRESS = "198.18.0.1"  # the bridge's own: pods reach the API server, DNS and kubelet here
 NODE_PREFIX = 16
 SERVICE_NETWORK = "198.19.0.0/16"

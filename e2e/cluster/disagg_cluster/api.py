@@ -96,15 +96,31 @@ class ApiClient:
 
     def apply(self, path: str, intent: Mapping[str, Any]) -> None:
         """Server-side apply of one object at its own path."""
-        answer = self.call(
+        self._must(
             "PATCH",
             f"{path}?fieldManager={FIELD_MANAGER}&force=true",
             body=intent,
             content_type="application/apply-patch+yaml",
         )
+
+    def create(self, path: str, body: Mapping[str, Any]) -> None:
+        self._must("POST", path, body=body)
+
+    def delete(self, path: str) -> None:
+        self._must("DELETE", path)
+
+    def _must(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> None:
+        answer = self.call(method, path, body=body, content_type=content_type)
         if not answer.ok:
             text = answer.body.decode("utf-8", errors="replace")
-            raise ComponentError(f"the API server refused {path}: {answer.status} {text}")
+            raise ComponentError(f"the API server refused {method} {path}: {answer.status} {text}")
 
 
 def is_condition_true(resource: Mapping[str, Any], kind: str) -> bool:

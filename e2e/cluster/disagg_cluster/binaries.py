@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -128,6 +129,15 @@ def go_version(folder: Path) -> str:
             " with GOTOOLCHAIN=auto"
         )
     return answer.stdout.strip()
+
+
+def module_folder(module: GoModule, path: str) -> Path:
+    """Where the sources of a dependency lie, fetched when they are not there."""
+    folder = repository_root() / module.folder
+    answer = _go(["mod", "download", "-json", path], folder=folder)
+    if answer.returncode != 0:
+        raise BuildError(f"fetching Go module {path} failed: {answer.stderr.strip()}")
+    return Path(json.loads(answer.stdout)["Dir"])
 
 
 def require_free_disk(folder: Path, wanted_bytes: int, purpose: str) -> None:

@@ -1,6 +1,7 @@
 """disagg-cluster: the embedded cluster from the command line."""
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from disagg_cluster import cluster, processes
 from disagg_cluster.addresses import DEFAULT_BASE_PORT, Ports, Settings
 from disagg_cluster.binaries import CLUSTER, KWOK, ensure_binaries
 from disagg_cluster.errors import ClusterError
+from disagg_cluster.images import Image, build_images, load_images
 from disagg_cluster.layout import Layout, default_layout
 from disagg_cluster.progress import say
 
@@ -76,6 +78,22 @@ def _logs(options: argparse.Namespace, layout: Layout) -> int:
     ).returncode
 
 
+def _images(options: argparse.Namespace, _: Layout) -> int:
+    return _print_images(build_images(), as_json=options.json)
+
+
+def _load(options: argparse.Namespace, layout: Layout) -> int:
+    if not layout.containerd_socket.exists():
+        raise ClusterError(f"no node in {layout.root}; `disagg-cluster up` starts one")
+    return _print_images(load_images(layout), as_json=options.json)
+
+
+def _print_images(images: Sequence[Image], *, as_json: bool) -> int:
+    names = {image.target: image.name for image in images}
+    print(json.dumps(names) if as_json else "\n".join(names.values()))
+    return 0
+
+
 def _build(_: argparse.Namespace, __: Layout) -> int:
     for module in (CLUSTER, KWOK):
         print(ensure_binaries(module))
@@ -103,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--base-port", type=int, help=f"first port to use (default {DEFAULT_BASE_PORT})"
     )
+    up.add_argument("--kwok", type=int, metavar="N", help="also N simulated H200 nodes")
+    up.add_argument("--no-images", action="store_true", help="do not build and load the images")
     command("down", _down, "end and remove all of it")
     command("status", _status, "which components run")
     command("kubeconfig", _kubeconfig, "print the admin kubeconfig's path")
@@ -111,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("component", nargs="?")
     logs.add_argument("--lines", type=int, default=100)
     command("build", _build, "build the binaries into the cache")
+    for name, run, text in (
+        ("images", _images, "build the images into the cache and print their names"),
+        ("load", _load, "build the images and hand them to the running cluster"),
+    ):
+        sub = command(name, run, text)
+        sub.add_argument("--json", action="store_true", help="as an object, target: name")
     return parser
 
 

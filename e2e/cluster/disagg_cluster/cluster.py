@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from disagg_cluster import controlplane, machine, node, processes, teardown
+from disagg_cluster import controlplane, kwok, machine, node, processes, teardown
 from disagg_cluster.addresses import NODE_NAME, Ports, Settings
 from disagg_cluster.api import ApiClient, wait_for
-from disagg_cluster.binaries import ensure_binaries, locked
+from disagg_cluster.binaries import KWOK, ensure_binaries, locked
 from disagg_cluster.controlplane import Component
 from disagg_cluster.errors import ComponentError
 from disagg_cluster.kubeconfig import write_kubeconfigs
@@ -107,6 +107,23 @@ def start_node(layout: Layout, settings: Settings) -> list[str]:
     return started
 
 
+def start_kwok(layout: Layout, settings: Settings) -> list[str]:
+    binaries = ensure_binaries(KWOK)
+    kwok.write_kwok_files(layout)
+    started = run_components(layout, [kwok.kwok(layout, binaries, settings.ports)])
+    api = ApiClient(port=settings.ports.api, pki=layout.pki)
+    with step(f"making {settings.kwok_nodes} simulated nodes"):
+        kwok.ensure_nodes(api, settings.kwok_nodes, tainted=settings.with_node)
+        wait_for(
+            "the simulated nodes",
+            lambda: all(
+                api.is_node_ready(kwok.node_name(index)) for index in range(settings.kwok_nodes)
+            ),
+            timeout_s=READY_TIMEOUT_S,
+        )
+    return started
+
+
 def ensure_pause_image(layout: Layout, binaries: Path) -> None:
     if node.PAUSE_IMAGE in node.ctr(layout, "images", "list", "--quiet").split():
         return
@@ -132,6 +149,8 @@ def up(layout: Layout, wanted: Settings) -> list[str]:
         started = start_control_plane(layout, wanted)
         if wanted.with_node:
             started += start_node(layout, wanted)
+        if wanted.kwok_nodes or processes.read_record(layout.run, "kwok") is not None:
+            started += start_kwok(layout, wanted)
     return started
 
 

@@ -14,7 +14,7 @@ from disagg_cluster.addresses import (
     Ports,
 )
 from disagg_cluster.api import is_healthy
-from disagg_cluster.layout import Layout
+from disagg_cluster.layout import Layout, write_when_changed
 from disagg_cluster.processes import Program
 
 # Metadata only, one stage: enough to count who wrote what, cheap enough to be always on.
@@ -35,8 +35,7 @@ class Component:
 
 
 def write_control_plane_files(layout: Layout) -> None:
-    path = layout.configs / "audit-policy.json"
-    path.write_text(json.dumps(AUDIT_POLICY), encoding="utf-8")
+    write_when_changed(layout.configs / "audit-policy.json", json.dumps(AUDIT_POLICY))
 
 
 def etcd(layout: Layout, binaries: Path, ports: Ports) -> Component:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from disagg_cluster.addresses import LOOPBACK
+from disagg_cluster.layout import write_when_changed
 
 CLIENTS = ("admin", "controller-manager", "scheduler", "kube-proxy", "coredns", "kwok", "kubelet")
 
@@ -46,6 +47,4 @@ def write_kubeconfigs(*, folder: Path, pki: Path, api_port: int) -> None:
             certificate=(pki / f"{client}.crt").read_bytes(),
             key=(pki / f"{client}.key").read_bytes(),
         )
-        path = folder / f"{client}.yaml"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(body, indent=1), encoding="utf-8")
+        write_when_changed(folder / f"{client}.yaml", json.dumps(body, indent=1), mode=0o600)

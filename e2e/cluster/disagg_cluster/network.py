@@ -7,6 +7,7 @@ from typing import Any
 
 from disagg_cluster.addresses import (
     BRIDGE,
+    LAST_REAL_POD_ADDRESS,
     NODE_ADDRESS,
     NODE_PREFIX,
     POD_NETWORK,
@@ -33,7 +34,15 @@ def render_cni(*, address_folder: Path) -> dict[str, Any]:
                 "ipam": {
                     "type": "host-local",
                     "dataDir": str(address_folder),
-                    "ranges": [[{"subnet": POD_NETWORK, "gateway": NODE_ADDRESS}]],
+                    "ranges": [
+                        [
+                            {
+                                "subnet": POD_NETWORK,
+                                "rangeEnd": LAST_REAL_POD_ADDRESS,
+                                "gateway": NODE_ADDRESS,
+                            }
+                        ]
+                    ],
                     # No default route: what is not the cluster fails at once instead of hanging.
                     "routes": [{"dst": CLUSTER_RANGE}],
                 },

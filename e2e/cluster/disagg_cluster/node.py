@@ -18,7 +18,7 @@ from disagg_cluster.addresses import (
 from disagg_cluster.api import is_healthy
 from disagg_cluster.controlplane import Component
 from disagg_cluster.errors import ComponentError
-from disagg_cluster.layout import Layout
+from disagg_cluster.layout import Layout, write_when_changed
 from disagg_cluster.network import render_cni
 from disagg_cluster.processes import Program
 
@@ -157,7 +157,7 @@ def write_node_files(layout: Layout, ports: Ports) -> None:
         "resolv.conf": "",
     }
     for name, body in bodies.items():
-        (configs / name).write_text(body, encoding="utf-8")
+        write_when_changed(configs / name, body)
 
 
 def containerd(layout: Layout) -> Component:
