@@ -1,0 +1,90 @@
+"""`python -m disagg_operator`: one process, one event loop, everything by environment."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+
+import aiohttp
+import kopf
+
+from disagg_operator import names
+from disagg_operator.errors import SettingsError
+from disagg_operator.gateway import Gateway, client_configuration
+from disagg_operator.handlers import kopf_settings, registry_of
+from disagg_operator.metrics import Metrics
+from disagg_operator.reports import ReportFeed
+from disagg_operator.runtime import Runtime, Wakeups
+from disagg_operator.settings import Settings, settings_from
+from disagg_operator.web import serve
+
+CRD_RECHECK_S = 2.0
+logger = logging.getLogger("disagg_operator")
+
+
+def main() -> int:
+    try:
+        settings = settings_from(os.environ)
+    except SettingsError as error:
+        print(f"disagg-operator: {error}", file=sys.stderr)  # noqa: T201 - before logging is set up
+        return 2
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    asyncio.run(run(settings))
+    return 0
+
+
+async def run(
+    settings: Settings,
+    *,
+    stop: asyncio.Event | None = None,
+    ready: asyncio.Event | None = None,
+) -> None:
+    """Until SIGTERM, or until `stop` is set; `ready` is set once everything is watched."""
+    metrics, wakeups = Metrics(), Wakeups()
+    gateway = Gateway(configuration=await client_configuration(), metrics=metrics)
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    async with gateway, session:
+        runtime = Runtime(
+            settings=settings,
+            gateway=gateway,
+            feed=ReportFeed(session=session, wake=wakeups.wake),
+            wakeups=wakeups,
+            metrics=metrics,
+            instance=socket.gethostname(),
+        )
+        web = await serve(runtime, port=settings.http_port)
+        try:
+            await _until_served(gateway)
+            await _operate(runtime, stop=stop, ready=ready)
+        finally:
+            await runtime.feed.close()
+            await web.cleanup()
+
+
+async def _until_served(gateway: Gateway) -> None:
+    """A chart installs the CRD and the operator at once; the CRD takes a moment to be served."""
+    while not await gateway.serves_resource():
+        logger.info("waiting for the CRD %s.%s to be served", names.PLURAL, names.GROUP)
+        await asyncio.sleep(CRD_RECHECK_S)
+
+
+async def _operate(
+    runtime: Runtime, *, stop: asyncio.Event | None, ready: asyncio.Event | None
+) -> None:
+    namespaces = runtime.settings.namespaces
+    await kopf.operator(
+        registry=registry_of(runtime),
+        settings=kopf_settings(),
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        stop_flag=stop,
+        ready_flag=ready,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

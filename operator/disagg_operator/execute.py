@@ -1,0 +1,122 @@
+"""Carries out a plan: the only writer of children."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, assert_never
+
+from disagg_operator import render
+from disagg_operator.api.resource import Deployment
+from disagg_operator.errors import AlreadyExistsError, ApiError
+from disagg_operator.expectations import Expectations
+from disagg_operator.kinds import Json, Kind
+from disagg_operator.observe import Observed
+from disagg_operator.plan import Apply, CreatePod, Delete, EnsureKey, Intent, Plan
+
+
+class Writer(Protocol):
+    """The part of the gateway that a plan needs."""
+
+    async def apply(self, kind: Kind, body: Json) -> Json: ...
+    async def create(self, kind: Kind, body: Json) -> Json: ...
+    async def delete(self, kind: Kind, *, namespace: str, name: str, uid: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a plan. `keys` are revisions whose key was created now."""
+
+    done: list[Intent] = field(default_factory=list)
+    errors: list[ApiError] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True, kw_only=True)
+class Execution:
+    """One plan on its way. `stopped` is asked before every write: a resource that is being
+    deleted gets no more children.
+    """
+
+    writer: Writer
+    deployment: Deployment
+    observed: Observed
+    expectations: Expectations
+    clock: Callable[[], float]
+    new_key: Callable[[], bytes]
+    stopped: Callable[[], bool]
+    outcome: Outcome = field(default_factory=Outcome)
+    _service_uids: dict[str, str] = field(default_factory=dict)
+
+    async def run(self, plan: Plan) -> Outcome:
+        """Stage by stage; a stage with an error ends the plan, since later ones build on it."""
+        for stage in plan.stages:
+            await self._stage(stage)
+            if self.outcome.errors or self.stopped():
+                break
+        return self.outcome
+
+    async def _stage(self, stage: Sequence[Intent]) -> None:
+        await asyncio.gather(*(self._guarded(intent) for intent in stage))
+
+    async def _guarded(self, intent: Intent) -> None:
+        if self.stopped():
+            return
+        try:
+            if await self._carry_out(intent):
+                self.outcome.done.append(intent)
+        except ApiError as error:
+            self.outcome.errors.append(error)
+
+    def _carry_out(self, intent: Intent) -> Awaitable[bool]:
+        match intent:
+            case Apply():
+                return self._apply(intent)
+            case CreatePod():
+                return self._create_pod(intent)
+            case EnsureKey():
+                return self._ensure_key(intent)
+            case Delete():
+                return self._delete(intent)
+            case _:
+                assert_never(intent)
+
+    async def _apply(self, intent: Apply) -> bool:
+        answer = await self.writer.apply(intent.kind, intent.body)
+        self.expectations.written(intent.kind, answer, now=self.clock())
+        if intent.kind is Kind.SERVICE:
+            self._service_uids[intent.name] = answer["metadata"]["uid"]
+        return True
+
+    async def _create_pod(self, intent: CreatePod) -> bool:
+        """A name that is taken is either ours, on its way through the watch, or that of a pod of
+        a deleted resource; its end wakes us.
+        """
+        try:
+            answer = await self.writer.create(Kind.POD, intent.body)
+        except AlreadyExistsError:
+            return False
+        self.expectations.written(Kind.POD, answer, now=self.clock())
+        return True
+
+    async def _ensure_key(self, intent: EnsureKey) -> bool:
+        body = render.key_secret(self.deployment, revision=intent.revision, key=self.new_key())
+        body["metadata"]["ownerReferences"] = [self._service_owner(intent.service)]
+        try:
+            await self.writer.create(Kind.SECRET, body)
+        except AlreadyExistsError:
+            return False
+        self.outcome.keys.add(intent.revision)
+        return True
+
+    def _service_owner(self, name: str) -> Json:
+        """The key goes with its revision's Service; we need no right to delete Secrets."""
+        known = self.observed.services.get(name)
+        uid = self._service_uids.get(name) or (known.uid if known else "")
+        return {"apiVersion": "v1", "kind": "Service", "name": name, "uid": uid}
+
+    async def _delete(self, intent: Delete) -> bool:
+        await self.writer.delete(
+            intent.kind, namespace=self.deployment.namespace, name=intent.name, uid=intent.uid
+        )
+        self.expectations.deleted(intent.kind, intent.name, uid=intent.uid, now=self.clock())
+        return True

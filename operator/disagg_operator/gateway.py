@@ -1,0 +1,245 @@
+"""The only module that talks to the API server and sees the client library.
+
+Every request passes one gate: at most `CONCURRENCY` at a time and `RATE_PER_S` a second, repeated
+with growing pauses while the server is busy or away (its Retry-After is obeyed), counted by verb
+and outcome. What cannot be done in the end becomes an error of `errors`.
+"""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import urlencode
+
+import aiohttp
+import kopf
+from kubernetes.aio import config as client_config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from disagg_operator import names
+from disagg_operator.errors import (
+    AlreadyExistsError,
+    ApiConflictError,
+    ApiError,
+    ApiForbiddenError,
+    ApiNotFoundError,
+    ApiRejectedError,
+    ApiUnavailableError,
+)
+from disagg_operator.kinds import Json, Kind
+from disagg_operator.metrics import Metrics
+from disagg_operator.pacing import TokenBucket, backoff_s
+
+CONCURRENCY = 16
+# A serial client creates about 50 pods a second on one API server; 100 deployments at once need
+# a thousand writes, so the bucket only stops a runaway loop.
+RATE_PER_S = 200.0
+BURST = 400.0
+ATTEMPTS = 5
+REQUEST_TIMEOUT_S = 15.0
+RETRY_BASE_S = 0.2
+RETRY_LIMIT_S = 5.0
+# A server may ask for more patience than a pass can have; the loop comes back anyway.
+RETRY_AFTER_LIMIT_S = 30.0
+_BUSY = frozenset({429, 500, 502, 503, 504})
+_APPLY = "application/apply-patch+yaml"
+_JSON = "application/json"
+
+
+async def client_configuration() -> Configuration:
+    """The pod's service account, or else the kubeconfig that `KUBECONFIG` or the default names."""
+    configuration = Configuration()
+    try:
+        client_config.load_incluster_config(client_configuration=configuration)
+    except client_config.ConfigException:
+        await client_config.load_kube_config(
+            config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration
+        )
+    return configuration
+
+
+async def kopf_credentials(configuration: Configuration) -> kopf.ConnectionInfo:
+    """The same server and identity for kopf's watches, read anew at each login (tokens rotate)."""
+    header = await configuration.get_api_key_with_prefix("BearerToken") or ""
+    scheme, _, token = header.rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        scheme=scheme or None,
+        token=token or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    verb: str
+    method: str
+    kind: Kind
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Json | None = None
+    content_type: str = _JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """Code 0 stands for no answer at all."""
+
+    code: int
+    text: bytes
+    retry_after: str = ""
+
+
+class Gateway:
+    def __init__(self, *, configuration: Configuration, metrics: Metrics) -> None:
+        self._client = ApiClient(configuration)
+        self._client.user_agent = names.FIELD_MANAGER
+        self._metrics = metrics
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+        clock = asyncio.get_running_loop().time
+        self._bucket = TokenBucket(rate=RATE_PER_S, burst=BURST, clock=clock)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def apply(self, kind: Kind, body: Json) -> Json:
+        """Server-side apply of the whole intent; what we gave up is removed by the server."""
+        return await self._ask(_apply(kind, body, subresource=""))
+
+    async def apply_status(self, body: Json) -> Json:
+        return await self._ask(_apply(Kind.RESOURCE, body, subresource="/status"))
+
+    async def create(self, kind: Kind, body: Json) -> Json:
+        path = kind.path(body["metadata"]["namespace"])
+        query = {"fieldManager": names.FIELD_MANAGER}
+        request = _Request(
+            verb="create", method="POST", kind=kind, path=path, query=query, body=body
+        )
+        return await self._ask(request)
+
+    async def delete(self, kind: Kind, *, namespace: str, name: str, uid: str) -> None:
+        """Delete exactly the object that was observed; one that is gone already is fine."""
+        options: Json = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": uid},
+            "propagationPolicy": "Background",
+        }
+        path = kind.path(namespace, name)
+        request = _Request(verb="delete", method="DELETE", kind=kind, path=path, body=options)
+        try:
+            await self._ask(request)
+        except ApiNotFoundError:
+            return
+
+    async def serves_resource(self) -> bool:
+        """Whether the CRD is installed and established."""
+        path = f"/apis/{names.API_VERSION}"
+        request = _Request(verb="discover", method="GET", kind=Kind.RESOURCE, path=path)
+        try:
+            answer = await self._ask(request)
+        except ApiNotFoundError:
+            return False
+        return any(item.get("name") == names.PLURAL for item in answer.get("resources", ()))
+
+    async def _ask(self, request: _Request) -> Json:
+        for attempt in range(ATTEMPTS):
+            try:
+                return await self._once(request)
+            except ApiUnavailableError as error:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(_pause_s(error, attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _once(self, request: _Request) -> Json:
+        async with self._slots:
+            await self._bucket.take()
+            answer = await self._send(request)
+        self._metrics.count_request(request.verb, resource=request.kind.plural, code=answer.code)
+        if 200 <= answer.code < 300:
+            parsed: Json = json.loads(answer.text)
+            return parsed
+        raise _error(request, answer)
+
+    async def _send(self, request: _Request) -> _Answer:
+        query = f"?{urlencode(request.query)}" if request.query else ""
+        method, url, headers, body, _ = await self._client.param_serialize(
+            request.method,
+            request.path + query,
+            header_params={"Content-Type": request.content_type, "Accept": _JSON},
+            body=request.body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = await self._client.call_api(
+                method, url, headers, body, _request_timeout=REQUEST_TIMEOUT_S
+            )
+            text: bytes = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return _Answer(code=0, text=f"{type(error).__name__}: {error}".encode())
+        return _Answer(
+            code=response.status, text=text, retry_after=response.headers.get("Retry-After", "")
+        )
+
+
+def _apply(kind: Kind, body: Json, *, subresource: str) -> _Request:
+    metadata = body["metadata"]
+    path = kind.path(metadata["namespace"], metadata["name"]) + subresource
+    return _Request(
+        verb=f"apply{subresource}",
+        method="PATCH",
+        kind=kind,
+        path=path,
+        query={"fieldManager": names.FIELD_MANAGER, "force": "true"},
+        body=body,
+        content_type=_APPLY,
+    )
+
+
+def _error(request: _Request, answer: _Answer) -> ApiError:
+    status = _status(answer.text)
+    reason = str(status.get("reason", ""))
+    said = status.get("message") or answer.text.decode(errors="replace")[:500]
+    message = f"{request.verb} {request.path}: {said} (HTTP {answer.code})"
+    return _error_class(answer.code, reason)(
+        message, code=answer.code, reason=reason, retry_after_s=_seconds(answer.retry_after)
+    )
+
+
+def _error_class(code: int, reason: str) -> type[ApiError]:
+    if code == 0 or code in _BUSY:
+        return ApiUnavailableError
+    if code == 409:
+        return AlreadyExistsError if reason == "AlreadyExists" else ApiConflictError
+    return {401: ApiForbiddenError, 403: ApiForbiddenError, 404: ApiNotFoundError}.get(
+        code, ApiRejectedError
+    )
+
+
+def _status(text: bytes) -> Json:
+    """The server's Status object; a proxy in between may answer with anything else."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _seconds(text: str) -> float:
+    return float(text) if text.isdigit() else 0.0
+
+
+def _pause_s(error: ApiUnavailableError, attempt: int) -> float:
+    pause = backoff_s(attempt, base_s=RETRY_BASE_S, limit_s=RETRY_LIMIT_S, jitter=random.random())  # noqa: S311 - spreads retries
+    return max(pause, min(error.retry_after_s, RETRY_AFTER_LIMIT_S))

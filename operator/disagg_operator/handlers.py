@@ -1,0 +1,129 @@
+"""Registration with kopf, and nothing else: indexes, wake-ups, one daemon per resource.
+
+No handler of kopf's change detection is used, nor its patches: both lose updates (kopf 1072, 1178,
+642). The indexes hold small records; an event only wakes the loop of the resource it belongs to.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import kopf
+
+from disagg_operator import names
+from disagg_operator.gateway import client_configuration, kopf_credentials
+from disagg_operator.kinds import ObjectReference
+from disagg_operator.loop import ResourceLoop, Snapshot
+from disagg_operator.observe import owner_key, pod_record, router_record, service_record
+from disagg_operator.reports import Owner
+from disagg_operator.runtime import Runtime
+
+# A pass in flight may finish its request; then the daemon is cancelled, so that a deletion or a
+# shutdown never waits for us.
+STOP_GRACE_S = 10.0
+_PODS = ("", "v1", "pods")
+_SERVICES = ("", "v1", "services")
+_DEPLOYMENTS = ("apps", "v1", "deployments")
+_RESOURCE = (names.GROUP, names.VERSION, names.PLURAL)
+
+
+def registry_of(runtime: Runtime) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+    _register_startup(registry)
+    _register_index(registry, _PODS, "pods", pod_record)
+    _register_index(registry, _SERVICES, "services", service_record)
+    _register_index(registry, _DEPLOYMENTS, "routers", router_record)
+    _register_wakeups(registry, runtime)
+    _register_daemon(registry, runtime)
+    return registry
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    # Only our own children are listed and watched; other filters of kopf act after the transfer.
+    for group, version, plural in (_PODS, _SERVICES, _DEPLOYMENTS):
+        settings.watching.label_selectors[group, version, plural] = names.MANAGED_SELECTOR
+    settings.watching.connect_timeout = 5
+    settings.networking.request_timeout = 15
+    settings.networking.connect_timeout = 5
+    # Watching namespaces and CRDs would need cluster-wide rights; the CRD is awaited at start.
+    settings.scanning.disabled = True
+    # Another operator's peering object must not pause this one.
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.persistence.finalizer = names.FINALIZER
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
+        prefix=names.GROUP, v1=False
+    )
+    settings.background.cancellation_polling = 5
+    return settings
+
+
+def _register_startup(registry: kopf.OperatorRegistry) -> None:
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return await kopf_credentials(await client_configuration())
+
+
+def _register_index(
+    registry: kopf.OperatorRegistry,
+    kind: tuple[str, str, str],
+    index: str,
+    record: Callable[[Mapping[str, Any]], Any],
+) -> None:
+    @kopf.index(*kind, id=index, registry=registry)
+    async def keep(body: kopf.Body, **_: Any) -> dict[Owner, Any] | None:
+        owner = owner_key(body)
+        return None if owner is None else {owner: record(body)}
+
+
+def _register_wakeups(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
+    async def child_changed(body: kopf.Body, **_: Any) -> None:
+        owner = owner_key(body)
+        if owner is not None:
+            runtime.wakeups.wake(owner)
+
+    async def resource_changed(body: kopf.Body, **_: Any) -> None:
+        metadata = body["metadata"]
+        runtime.wakeups.wake((metadata["namespace"], metadata["name"]))
+
+    for kind in (_PODS, _SERVICES, _DEPLOYMENTS):
+        kopf.on.event(*kind, id=f"{kind[2]}-changed", registry=registry)(child_changed)
+    kopf.on.event(*_RESOURCE, id="resource-changed", registry=registry)(resource_changed)
+
+
+def _register_daemon(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
+    @kopf.daemon(*_RESOURCE, id="reconcile", registry=registry, cancellation_timeout=STOP_GRACE_S)
+    async def reconcile(body: kopf.Body, stopped: kopf.DaemonStopped, **kwargs: Any) -> None:
+        metadata = body["metadata"]
+        resource = ObjectReference(
+            namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"]
+        )
+
+        def snapshot() -> Snapshot:
+            return Snapshot(
+                body=body,
+                pods=tuple(kwargs["pods"].get(resource.owner, ())),
+                services=tuple(kwargs["services"].get(resource.owner, ())),
+                routers=tuple(kwargs["routers"].get(resource.owner, ())),
+            )
+
+        def deleted() -> bool:
+            return bool(stopped) or bool(body["metadata"].get("deletionTimestamp"))
+
+        loop = ResourceLoop(runtime=runtime, resource=resource, snapshot=snapshot, stopped=deleted)
+        await _until_stopped(loop, stopped, lambda: runtime.wakeups.wake(resource.owner))
+
+
+async def _until_stopped(
+    loop: ResourceLoop, stopped: kopf.DaemonStopped, wake: Callable[[], None]
+) -> None:
+    async def relay() -> None:
+        await stopped.wait()
+        wake()
+
+    relaying = asyncio.create_task(relay())
+    try:
+        await loop.run()
+    finally:
+        relaying.cancel()

@@ -1,0 +1,45 @@
+"""The kinds of objects that we write, and where the API server keeps them."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from disagg_operator import names
+
+# A Kubernetes object as JSON; typed only where it is parsed or rendered.
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectReference:
+    """One DisaggDeployment, told apart from an earlier one of the same name by its uid."""
+
+    namespace: str
+    name: str
+    uid: str
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """What the labels of children lead back to."""
+        return (self.namespace, self.name)
+
+
+class Kind(Enum):
+    POD = ("v1", "Pod", "pods")
+    SERVICE = ("v1", "Service", "services")
+    SECRET = ("v1", "Secret", "secrets")
+    DEPLOYMENT = ("apps/v1", "Deployment", "deployments")
+    EVENT = ("events.k8s.io/v1", "Event", "events")
+    RESOURCE = (names.API_VERSION, names.KIND, names.PLURAL)
+
+    def __init__(self, api_version: str, kind: str, plural: str) -> None:
+        self.api_version = api_version
+        self.kind = kind
+        self.plural = plural
+
+    def path(self, namespace: str, name: str = "") -> str:
+        root = (
+            f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
+        )
+        collection = f"{root}/namespaces/{namespace}/{self.plural}"
+        return f"{collection}/{name}" if name else collection

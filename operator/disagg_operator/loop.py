@@ -1,0 +1,256 @@
+"""One resource's loop: wait, observe, decide, execute, report, again until it is deleted.
+
+Whatever wakes it, a pass looks at everything and remembers nothing it could look up. What it does
+remember (expectations, tallies, told events) only keeps it from doing things twice, and is lost
+without harm.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from disagg_operator import names
+from disagg_operator.api.resource import Deployment, InvalidDeploymentError, parse_deployment
+from disagg_operator.api.status import DisaggDeploymentStatus
+from disagg_operator.errors import ApiConflictError, ApiError, ApiForbiddenError
+from disagg_operator.events import intent_news
+from disagg_operator.execute import Execution, Outcome
+from disagg_operator.expectations import Expectations
+from disagg_operator.finding import Finding, Weight
+from disagg_operator.kinds import ObjectReference
+from disagg_operator.observe import Observed, PodRecord, RouterRecord, ServiceRecord, observe
+from disagg_operator.pacing import backoff_s
+from disagg_operator.plan import Plan, decide, serving_revision
+from disagg_operator.publish import Publisher
+from disagg_operator.report import Moment, broken_status, refused_status, status_of
+from disagg_operator.reports import Target
+from disagg_operator.runtime import Runtime
+from disagg_operator.tally import Tally, advance
+from disagg_operator.transfers import next_change_s
+
+KEY_BYTES = 32
+ERROR_BASE_S = 1.0
+ERROR_LIMIT_S = 60.0
+# A key that was found instead of made may be an old one on its way out: look again soon.
+KEY_RECHECK_S = 5.0
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    body: Mapping[str, Any]
+    pods: tuple[PodRecord, ...]
+    services: tuple[ServiceRecord, ...]
+    routers: tuple[RouterRecord, ...]
+
+
+class ResourceLoop:
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        resource: ObjectReference,
+        snapshot: Callable[[], Snapshot],
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._runtime = runtime
+        self._resource = resource
+        self._snapshot = snapshot
+        self._stopped = stopped
+        self._wake = runtime.wakeups.register(resource.owner)
+        self._expectations = Expectations()
+        self._keys: frozenset[str] = frozenset()
+        self._tally = Tally()
+        self._failures = 0
+        self._publisher = Publisher(
+            writer=runtime.gateway,
+            resource=resource,
+            instance=runtime.instance,
+            clock=runtime.clock,
+            resources=lambda: len(runtime.wakeups),
+        )
+
+    async def run(self) -> None:
+        try:
+            while not self._stopped():
+                delay_s = await self._guarded_pass()
+                await self._sleep(delay_s)
+        finally:
+            self._runtime.feed.forget(self._resource.owner)
+            self._runtime.wakeups.forget(self._resource.owner)
+
+    async def _sleep(self, delay_s: float) -> None:
+        """Until woken or `delay_s` is over; then a moment more, for what comes together."""
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        if not self._stopped():
+            await asyncio.sleep(self._runtime.settings.coalesce_s)
+        self._wake.clear()
+
+    async def _guarded_pass(self) -> float:
+        """The outermost guard: whatever goes wrong in a pass is told and tried again."""
+        owner, started = self._resource.owner, self._runtime.clock()
+        self._runtime.running[owner] = started
+        try:
+            return await self._pass()
+        except Exception as error:
+            logger.exception("pass over %s/%s failed", *owner)
+            return await self._tell_failure(error)
+        finally:
+            del self._runtime.running[owner]
+            self._runtime.metrics.pass_seconds += self._runtime.clock() - started
+
+    async def _pass(self) -> float:
+        snapshot = self._snapshot()
+        if snapshot.body["metadata"].get("deletionTimestamp"):
+            return self._runtime.settings.resync_s
+        previous = self._publisher.previous(snapshot.body)
+        try:
+            deployment = parse_deployment(snapshot.body)
+        except InvalidDeploymentError as error:
+            return await self._refuse(snapshot, str(error), previous)
+        plan, outcome = await self._carry_out(deployment, snapshot)
+        moment = self._moment(deployment, snapshot, plan, outcome, previous)
+        pause_s = await self._publisher.publish(status_of(moment), previous=previous)
+        await self._publisher.tell(intent_news(outcome.done))
+        return self._next_s(plan, outcome, moment, pause_s)
+
+    async def _carry_out(self, deployment: Deployment, snapshot: Snapshot) -> tuple[Plan, Outcome]:
+        observed = self._observed(snapshot)
+        self._runtime.feed.follow(self._resource.owner, _targets(observed))
+        plan = decide(deployment, observed, images=self._runtime.images, keys=self._keys)
+        execution = Execution(
+            writer=self._runtime.gateway,
+            deployment=deployment,
+            observed=observed,
+            expectations=self._expectations,
+            clock=self._runtime.clock,
+            new_key=lambda: secrets.token_bytes(KEY_BYTES),
+            stopped=self._stopped,
+        )
+        outcome = await execution.run(plan)
+        self._keys |= outcome.keys
+        self._count(outcome)
+        return plan, outcome
+
+    def _observed(self, snapshot: Snapshot) -> Observed:
+        observed = observe(
+            owner_uid=self._resource.uid,
+            pods=snapshot.pods,
+            services=snapshot.services,
+            routers=snapshot.routers,
+        )
+        return self._expectations.overlay(observed, now=self._runtime.clock())
+
+    def _count(self, outcome: Outcome) -> None:
+        for intent in outcome.done:
+            logger.info("%s/%s: %s", *self._resource.owner, intent)
+        for error in outcome.errors:
+            logger.warning("%s/%s: %s", *self._resource.owner, error)
+        result = "failed" if outcome.errors else "changed" if outcome.done else "unchanged"
+        self._runtime.metrics.passes[result] += 1
+        self._failures = self._failures + 1 if outcome.errors else 0
+
+    def _moment(
+        self,
+        deployment: Deployment,
+        snapshot: Snapshot,
+        plan: Plan,
+        outcome: Outcome,
+        previous: DisaggDeploymentStatus,
+    ) -> Moment:
+        observed = self._observed(snapshot)
+        views = self._runtime.feed.views(self._resource.owner)
+        self._tally = advance(
+            self._tally,
+            views,
+            previous=previous.transfer.state_types if previous.transfer else (),
+            complete=len(views) == len(_targets(observed)),
+        )
+        serving = serving_revision(deployment, observed, update=plan.update_revision)
+        return Moment(
+            deployment=deployment,
+            observed=observed,
+            plan=replace(plan, serving_revision=serving),
+            views=views,
+            tally=self._tally,
+            previous=previous,
+            error=_error_finding(outcome.errors),
+            now=self._runtime.clock(),
+        )
+
+    def _next_s(self, plan: Plan, outcome: Outcome, moment: Moment, pause_s: float | None) -> float:
+        waits = [self._runtime.settings.resync_s, pause_s, next_change_s(moment.traffic)]
+        deadline = self._expectations.next_deadline()
+        if deadline is not None:
+            waits.append(max(0.05, deadline - self._runtime.clock()))
+        if outcome.errors:
+            waits.append(self._backoff_s())
+        if any(intent not in outcome.done for intent in plan.intents):
+            waits.append(KEY_RECHECK_S)
+        return min(wait for wait in waits if wait is not None)
+
+    def _backoff_s(self) -> float:
+        return backoff_s(self._failures - 1, base_s=ERROR_BASE_S, limit_s=ERROR_LIMIT_S, jitter=0.0)
+
+    async def _refuse(
+        self, snapshot: Snapshot, problem: str, previous: DisaggDeploymentStatus
+    ) -> float:
+        status = refused_status(
+            previous,
+            problem=problem,
+            generation=snapshot.body["metadata"].get("generation", 0),
+            now=self._runtime.clock(),
+        )
+        await self._publisher.publish(status, previous=previous)
+        return self._runtime.settings.resync_s
+
+    async def _tell_failure(self, error: Exception) -> float:
+        """A pass that broke: the status says so, if it can still be written."""
+        self._failures += 1
+        self._runtime.metrics.passes["failed"] += 1
+        body = self._snapshot().body
+        previous = self._publisher.previous(body)
+        status = broken_status(
+            previous,
+            problem=f"{type(error).__name__}: {error}",
+            generation=body["metadata"].get("generation", 0),
+            now=self._runtime.clock(),
+        )
+        try:
+            await self._publisher.publish(status, previous=previous)
+        except ApiError as second:
+            logger.warning("status of %s/%s not written: %s", *self._resource.owner, second)
+        return self._backoff_s()
+
+
+def _targets(observed: Observed) -> dict[str, Target]:
+    return {
+        pod.name: Target(uid=pod.uid, ip=pod.ip)
+        for pod in observed.pods.values()
+        if pod.role in names.ROLES
+        and pod.ip
+        and not pod.deleting
+        and pod.agent is not None
+        and pod.agent.running
+    }
+
+
+def _error_finding(errors: list[ApiError]) -> Finding | None:
+    """Conflicts are settled by looking again; everything else is told."""
+    lasting = [error for error in errors if not isinstance(error, ApiConflictError)]
+    if not lasting:
+        return None
+    forbidden = isinstance(lasting[0], ApiForbiddenError)
+    return Finding(
+        truth="True",
+        reason=names.REASON_FORBIDDEN if forbidden else names.REASON_RECONCILE_ERROR,
+        message=str(lasting[0]),
+        weight=Weight.NONE,
+    )

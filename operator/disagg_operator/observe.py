@@ -1,0 +1,253 @@
+"""What the cluster says, as small frozen records: all that the planner and the status look at.
+
+The indexes keep one record per object and never its body: ten thousand pods must fit in memory.
+Services and routers also keep their spec, to see a field that somebody changed by hand.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from disagg_operator import names
+from disagg_transfer.contract import Report
+
+# The kubelet's words for "the image cannot be had".
+PULL_REASONS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+)
+# A container that was given something it cannot start with: a missing Secret, a bad command.
+CONFIG_REASONS = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+)
+OOM_KILLED = "OOMKilled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRecord:
+    """One container of a pod; exit fields tell of the newest run that ended, if any."""
+
+    name: str
+    image: str
+    ready: bool
+    restarts: int
+    started_at: float | None = None  # of the present run; None while it does not run
+    waiting_reason: str = ""
+    waiting_message: str = ""
+    exit_code: int | None = None
+    exit_reason: str = ""
+
+    @property
+    def running(self) -> bool:
+        return self.started_at is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodRecord:
+    name: str
+    uid: str
+    owner_uid: str
+    revision: str
+    role: str
+    group: int
+    rank: int
+    phase: str
+    ready: bool
+    deleting: bool
+    node: str
+    ip: str
+    unschedulable: str  # the scheduler's message, or empty
+    containers: tuple[ContainerRecord, ...]
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in {"Failed", "Succeeded"}
+
+    @property
+    def agent(self) -> ContainerRecord | None:
+        return self.container(names.CONTAINER_AGENT)
+
+    @property
+    def engine(self) -> ContainerRecord | None:
+        return self.container(names.CONTAINER_ENGINE)
+
+    def container(self, name: str) -> ContainerRecord | None:
+        return next((record for record in self.containers if record.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRecord:
+    name: str
+    uid: str
+    role: str  # names.ROUTER for the Service that clients use
+    revision: str  # of the pods that it leads to
+    intent: str
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterRecord:
+    name: str
+    uid: str
+    revision: str
+    intent: str
+    spec: Mapping[str, Any]
+    desired: int
+    ready: int
+    settled: bool  # the newest template runs everywhere and nothing else does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """One moment's view of a DisaggDeployment's children, by name."""
+
+    pods: Mapping[str, PodRecord]
+    services: Mapping[str, ServiceRecord]
+    routers: Mapping[str, RouterRecord]
+
+    def role_pods(self, role: str, *, revision: str) -> tuple[PodRecord, ...]:
+        return tuple(
+            pod for pod in self.pods.values() if pod.role == role and pod.revision == revision
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentView:
+    """The newest report of one pod's agent; `error` while it cannot be had, since the Unix time
+    `failing_since`.
+    """
+
+    report: Report | None = None
+    error: str = ""
+    failing_since: float | None = None
+
+
+def observe(
+    *,
+    owner_uid: str,
+    pods: Iterable[PodRecord],
+    services: Iterable[ServiceRecord],
+    routers: Iterable[RouterRecord],
+) -> Observed:
+    """Pods of a deleted resource of the same name are left out: they only occupy names."""
+    own = (pod for pod in pods if pod.owner_uid in {owner_uid, ""} or pod.role == names.ROUTER)
+    return Observed(
+        pods={pod.name: pod for pod in sorted(own, key=_name)},
+        services={service.name: service for service in sorted(services, key=_name)},
+        routers={router.name: router for router in sorted(routers, key=_name)},
+    )
+
+
+def _name(record: PodRecord | ServiceRecord | RouterRecord) -> str:
+    return record.name
+
+
+def owner_key(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(namespace, name) of the DisaggDeployment that an object carries in its label."""
+    metadata = body["metadata"]
+    name = metadata.get("labels", {}).get(names.LABEL_DEPLOYMENT)
+    return (metadata["namespace"], name) if name else None
+
+
+def pod_record(body: Mapping[str, Any]) -> PodRecord:
+    metadata, status = body["metadata"], body.get("status", {})
+    labels = metadata.get("labels", {})
+    conditions = {item["type"]: item for item in status.get("conditions", ())}
+    scheduled = conditions.get("PodScheduled", {})
+    return PodRecord(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        owner_uid=_controller_uid(metadata),
+        revision=labels.get(names.LABEL_REVISION, ""),
+        role=labels.get(names.LABEL_ROLE, ""),
+        group=_number(labels.get(names.LABEL_GROUP)),
+        rank=_number(labels.get(names.LABEL_RANK)),
+        phase=status.get("phase", "Pending"),
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        deleting="deletionTimestamp" in metadata,
+        node=body.get("spec", {}).get("nodeName", ""),
+        ip=status.get("podIP", ""),
+        unschedulable=(
+            scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else ""
+        ),
+        containers=_containers(status),
+    )
+
+
+def _controller_uid(metadata: Mapping[str, Any]) -> str:
+    owners = metadata.get("ownerReferences", ())
+    return next((owner["uid"] for owner in owners if owner.get("controller")), "")
+
+
+def _number(label: str | None) -> int:
+    """-1 for a label that is missing or that somebody overwrote: such a pod is in no group."""
+    return int(label) if label and label.isdigit() else -1
+
+
+def _containers(status: Mapping[str, Any]) -> tuple[ContainerRecord, ...]:
+    statuses = (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ()))
+    return tuple(_container(item) for item in statuses)
+
+
+def _container(status: Mapping[str, Any]) -> ContainerRecord:
+    state = status.get("state", {})
+    waiting = state.get("waiting") or {}
+    ended = state.get("terminated") or status.get("lastState", {}).get("terminated") or {}
+    running = state.get("running")
+    return ContainerRecord(
+        name=status["name"],
+        image=status.get("image", ""),
+        ready=bool(status.get("ready")),
+        restarts=int(status.get("restartCount", 0)),
+        started_at=_seconds(running.get("startedAt")) if running is not None else None,
+        waiting_reason=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", ""),
+        exit_code=ended.get("exitCode"),
+        exit_reason=ended.get("reason", ""),
+    )
+
+
+def _seconds(timestamp: str | None) -> float:
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
+
+
+def service_record(body: Mapping[str, Any]) -> ServiceRecord:
+    metadata, spec = body["metadata"], body.get("spec", {})
+    labels = metadata.get("labels", {})
+    role = labels.get(names.LABEL_ROLE, "")
+    return ServiceRecord(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        role=role,
+        revision=spec.get("selector", {}).get(names.LABEL_REVISION, ""),
+        intent=metadata.get("annotations", {}).get(names.ANNOTATION_INTENT, ""),
+        spec=_plain(spec),
+    )
+
+
+def router_record(body: Mapping[str, Any]) -> RouterRecord:
+    metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
+    desired = int(spec.get("replicas", 1))
+    counts = [
+        int(status.get(name, 0)) for name in ("replicas", "updatedReplicas", "availableReplicas")
+    ]
+    current = status.get("observedGeneration", 0) >= metadata.get("generation", 1)
+    return RouterRecord(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        revision=metadata.get("labels", {}).get(names.LABEL_REVISION, ""),
+        intent=metadata.get("annotations", {}).get(names.ANNOTATION_INTENT, ""),
+        spec=_plain(spec),
+        desired=desired,
+        ready=int(status.get("readyReplicas", 0)),
+        settled=current and counts == [desired] * 3,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A copy in plain dicts and lists: kopf's views keep the whole body alive."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,284 @@
+"""The status of a resource from everything that is known at one moment: pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from disagg_operator import names
+from disagg_operator.api.resource import Deployment
+from disagg_operator.api.status import (
+    Condition,
+    DisaggDeploymentStatus,
+    RoleStatus,
+    RouterStatus,
+)
+from disagg_operator.diagnose import role_finding, router_finding
+from disagg_operator.finding import Finding, Weight
+from disagg_operator.kinds import Json, ObjectReference
+from disagg_operator.observe import AgentView, Observed
+from disagg_operator.plan import Plan, ready_groups
+from disagg_operator.render.routers import router_url
+from disagg_operator.tally import Tally
+from disagg_operator.timestamps import timestamp_s
+from disagg_operator.transfers import Traffic, transfer_finding, transfer_status
+
+# The API server refuses longer ones; a message beyond a screen helps nobody.
+MESSAGE_LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What a status is made from. `error` is why the last plan could not be carried out."""
+
+    deployment: Deployment
+    observed: Observed
+    plan: Plan
+    views: Mapping[str, AgentView]
+    tally: Tally
+    previous: DisaggDeploymentStatus
+    error: Finding | None
+    now: float
+
+    @property
+    def traffic(self) -> Traffic:
+        rows = self.previous.transfer.state_types if self.previous.transfer else ()
+        return Traffic(
+            observed=self.observed,
+            views=self.views,
+            tally=self.tally,
+            previous={row.type: row for row in rows},
+            now=self.now,
+        )
+
+
+def parse_status(body: Mapping[str, object]) -> DisaggDeploymentStatus:
+    """The status found in the object; one that another version wrote counts as none."""
+    try:
+        return DisaggDeploymentStatus.model_validate(body.get("status") or {})
+    except ValidationError:
+        return DisaggDeploymentStatus()
+
+
+def status_object(status: DisaggDeploymentStatus, *, resource: ObjectReference) -> Json:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        # The uid makes the server refuse it for another object of the same name.
+        "metadata": {
+            "name": resource.name,
+            "namespace": resource.namespace,
+            "uid": resource.uid,
+        },
+        "status": status.to_object(),
+    }
+
+
+def status_of(moment: Moment) -> DisaggDeploymentStatus:
+    findings = _findings(moment)
+    ready = findings[names.READY]
+    deployment, plan = moment.deployment, moment.plan
+    transfer = transfer_status(
+        moment.traffic,
+        state_types=deployment.spec.model.state_types,
+        expected=_agents_expected(deployment),
+    )
+    roles = [_role(moment, role) for role in names.ROLES]
+    return DisaggDeploymentStatus(
+        observed_generation=deployment.generation,
+        phase=_phase(moment, findings),
+        current_revision=plan.serving_revision,
+        update_revision=plan.update_revision,
+        url=router_url(deployment),
+        prefill=f"{roles[0].ready}/{roles[0].desired}",
+        decode=f"{roles[1].ready}/{roles[1].desired}",
+        transport=transfer.transport,
+        reason=ready.reason,
+        message=ready.message[:MESSAGE_LIMIT],
+        roles=tuple(roles),
+        router=_router(moment),
+        transfer=transfer,
+        conditions=_conditions(findings, moment),
+    )
+
+
+def refused_status(
+    previous: DisaggDeploymentStatus, *, problem: str, generation: int, now: float
+) -> DisaggDeploymentStatus:
+    """For a spec that this operator cannot read: what runs is left alone."""
+    refused = Finding(truth="False", reason=names.REASON_INVALID_SPEC, message=problem)
+    findings = {names.READY: refused, names.SPEC_VALID: refused}
+    status = _overlaid(previous, findings, generation=generation, now=now)
+    return status.model_copy(update={"phase": names.PHASE_FAILED})
+
+
+def broken_status(
+    previous: DisaggDeploymentStatus, *, problem: str, generation: int, now: float
+) -> DisaggDeploymentStatus:
+    """For a pass that ended in an error nobody foresaw."""
+    reason = names.REASON_RECONCILE_ERROR
+    findings = {
+        names.READY: Finding(truth="False", reason=reason, message=problem),
+        names.DEGRADED: Finding(truth="True", reason=reason, message=problem),
+    }
+    status = _overlaid(previous, findings, generation=generation, now=now)
+    return status.model_copy(update={"phase": names.PHASE_DEGRADED})
+
+
+def _overlaid(
+    previous: DisaggDeploymentStatus,
+    findings: Mapping[str, Finding],
+    *,
+    generation: int,
+    now: float,
+) -> DisaggDeploymentStatus:
+    """The status that was there, with these conditions in it; nothing newer is known."""
+    fresh = _listed(findings, previous, generation=generation, now=now)
+    kept = tuple(item for item in previous.conditions if item.type not in findings)
+    ready = findings[names.READY]
+    return previous.model_copy(
+        update={
+            "observed_generation": generation,
+            "reason": ready.reason,
+            "message": ready.message[:MESSAGE_LIMIT],
+            "conditions": (*fresh, *kept),
+        }
+    )
+
+
+def _findings(moment: Moment) -> dict[str, Finding]:
+    deployment, observed = moment.deployment, moment.observed
+    revision = moment.plan.update_revision
+    findings = {
+        names.PREFILL_READY: role_finding(
+            deployment, observed, moment.views, role=names.PREFILL, revision=revision
+        ),
+        names.DECODE_READY: role_finding(
+            deployment, observed, moment.views, role=names.DECODE, revision=revision
+        ),
+        names.ROUTER_READY: router_finding(deployment, observed, revision=revision),
+        names.TRANSFER_HEALTHY: transfer_finding(moment.traffic),
+    }
+    if moment.error is not None:
+        findings[names.DEGRADED] = moment.error
+    return {names.READY: _ready(moment, findings), **findings}
+
+
+def _ready(moment: Moment, findings: Mapping[str, Finding]) -> Finding:
+    """The reason nearest to the root cause of all that is not as it should be."""
+    if moment.error is not None:
+        return Finding(truth="False", reason=moment.error.reason, message=moment.error.message)
+    wrong = [finding for finding in findings.values() if finding.truth == "False"]
+    wrong += _rolling_out(moment)
+    if not wrong:
+        return Finding(truth="True", reason=names.REASON_READY, message=_summary(moment))
+    worst = min(wrong, key=lambda finding: finding.weight)
+    if moment.deployment.spec.paused:
+        message = f"spec.paused is true, so nothing is changed; {worst.message}"
+        return Finding(truth="False", reason=names.REASON_PAUSED, message=message)
+    return Finding(truth="False", reason=worst.reason, message=worst.message)
+
+
+def _rolling_out(moment: Moment) -> list[Finding]:
+    plan = moment.plan
+    if plan.serving_revision == plan.update_revision:
+        return []
+    message = (
+        f"revision {plan.serving_revision or 'none'} serves until revision"
+        f" {plan.update_revision} is ready"
+    )
+    return [
+        Finding(
+            truth="False",
+            reason=names.REASON_ROLLING_OUT,
+            message=message,
+            weight=Weight.CONSEQUENCE,
+        )
+    ]
+
+
+def _summary(moment: Moment) -> str:
+    return f"revision {moment.plan.update_revision} serves"
+
+
+def _phase(moment: Moment, findings: Mapping[str, Finding]) -> str:
+    if moment.deployment.spec.paused:
+        return names.PHASE_PAUSED
+    if findings[names.READY].truth == "True":
+        return names.PHASE_READY
+    broken = any(f.truth == "False" and f.weight <= Weight.AGENT for f in findings.values())
+    parts = (names.PREFILL_READY, names.DECODE_READY, names.ROUTER_READY)
+    built = all(findings[part].truth == "True" for part in parts)
+    if moment.error is not None or broken or (built and not _rolling_out(moment)):
+        return names.PHASE_DEGRADED
+    groups = sum(_role(moment, role).ready for role in names.ROLES)
+    fresh = moment.previous.phase == names.PHASE_PENDING and groups == 0
+    return names.PHASE_PENDING if fresh else names.PHASE_PROGRESSING
+
+
+def _agents_expected(deployment: Deployment) -> int:
+    specs = (deployment.spec.role(role) for role in names.ROLES)
+    return sum(spec.replicas * spec.nodes_per_replica for spec in specs)
+
+
+def _role(moment: Moment, role: str) -> RoleStatus:
+    revision = moment.plan.update_revision
+    spec = moment.deployment.spec.role(role)
+    pods = moment.observed.role_pods(role, revision=revision)
+    complete = [
+        group
+        for group in range(spec.replicas)
+        if sum(pod.group == group for pod in pods) == spec.nodes_per_replica
+    ]
+    everywhere = (pod for pod in moment.observed.pods.values() if pod.role == role)
+    return RoleStatus(
+        name=role,
+        desired=spec.replicas,
+        ready=ready_groups(moment.deployment, moment.observed, role=role, revision=revision),
+        updated=len(complete),
+        restarts=sum(record.restarts for pod in everywhere for record in pod.containers),
+    )
+
+
+def _router(moment: Moment) -> RouterStatus | None:
+    spec = moment.deployment.spec.router
+    if spec.type != "sglang":
+        return None
+    name = names.router_name(moment.deployment.name, revision=moment.plan.update_revision)
+    record = moment.observed.routers.get(name)
+    desired = record.desired if record is not None else spec.replicas
+    return RouterStatus(desired=desired, ready=record.ready if record is not None else 0)
+
+
+def _conditions(findings: Mapping[str, Finding], moment: Moment) -> tuple[Condition, ...]:
+    return _listed(
+        findings, moment.previous, generation=moment.deployment.generation, now=moment.now
+    )
+
+
+def _listed(
+    findings: Mapping[str, Finding],
+    previous: DisaggDeploymentStatus,
+    *,
+    generation: int,
+    now: float,
+) -> tuple[Condition, ...]:
+    """`lastTransitionTime` moves only when the condition's status does."""
+    known = {condition.type: condition for condition in previous.conditions}
+    return tuple(
+        Condition(
+            type=kind,
+            status=finding.truth,
+            observed_generation=generation,
+            last_transition_time=_since(known.get(kind), finding, now=now),
+            reason=finding.reason,
+            message=finding.message[:MESSAGE_LIMIT],
+        )
+        for kind, finding in findings.items()
+    )
+
+
+def _since(known: Condition | None, finding: Finding, *, now: float) -> str:
+    if known is not None and known.status == finding.truth:
+        return known.last_transition_time
+    return timestamp_s(now)
