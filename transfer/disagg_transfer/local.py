@@ -1,12 +1,23 @@
 """Agents as local processes, for tests and experiments without a cluster."""
 
+import json
+import os
 import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from disagg_transfer.contract import Report
+from disagg_transfer import contract
+from disagg_transfer.cli import ask
+from disagg_transfer.contract import Report, parse_report
+from disagg_transfer.errors import AgentUnavailableError, SettingsError
+
+START_S: Final = 60.0
+_STOP_S: Final = 10.0
 
 
 class LocalAgent:
@@ -15,8 +26,7 @@ class LocalAgent:
     Ports are chosen by the agent. Agents that should talk share deployment, revision and key.
     """
 
-    socket_path: str
-    control_port: int  # valid inside the context
+    control_port: int  # valid inside the context; 0 for decode, which does not listen
     http_port: int
     process: "subprocess.Popen[bytes]"
 
@@ -37,10 +47,33 @@ class LocalAgent:
         faults: bool = False,  # DISAGG_FAULT_SWITCH=enabled
         env: Mapping[str, str] | None = None,  # wins over everything above
     ) -> None:
-        raise NotImplementedError
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.socket_path = str(folder / "agent.sock")
+        self._key = key
+        self._env = {
+            contract.ENV_NAMESPACE: "local",
+            contract.ENV_DEPLOYMENT: deployment,
+            contract.ENV_REVISION: revision,
+            contract.ENV_ROLE: role,
+            contract.ENV_POD: pod or role,
+            contract.ENV_SOCKET: self.socket_path,
+            contract.ENV_CONTROL_PORT: "0",
+            contract.ENV_HTTP_PORT: "0",
+            contract.ENV_ARENA_BYTES: str(arena_bytes),
+            contract.ENV_KEY_FILE: str(folder / "key"),
+            contract.ENV_PEER_SERVICE: ",".join(peers),
+            contract.ENV_STATE_TYPES: ",".join(state_types),
+            contract.ENV_TIMEOUTS: json.dumps(dict(timeouts or {})),
+            contract.ENV_INTEGRITY: integrity,
+            contract.ENV_FAULT_SWITCH: "enabled" if faults else "disabled",
+            **(env or {}),
+        }
 
     def __enter__(self) -> Self:
-        raise NotImplementedError
+        (self.folder / "key").write_bytes(self._key)
+        self._start()
+        return self
 
     def __exit__(
         self,
@@ -48,16 +81,72 @@ class LocalAgent:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        raise NotImplementedError
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "agent.log").read_text()
 
     def report(self) -> Report:
         """The agent's report now, by HTTP."""
-        raise NotImplementedError
+        return parse_report(self.get(contract.PATH_REPORT))
+
+    def get(self, path: str) -> bytes:
+        """One of the agent's HTTP paths; urllib.error.HTTPError when it is not a 200."""
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        with urllib.request.urlopen(url, timeout=70) as response:
+            data: bytes = response.read()
+        return data
 
     def fault(self, *words: str) -> None:
         """As `disagg-agent fault ...`: ("withhold", "mamba"), ("zero", "kv"), ("lift",)."""
-        raise NotImplementedError
+        answer = self._ask("fault", *words)
+        if "error" in answer:
+            raise SettingsError(answer["error"])
 
     def restart(self) -> None:
         """Kill the process and start it again on the same socket and control port."""
-        raise NotImplementedError
+        self.process.kill()
+        self.process.wait()
+        self._env[contract.ENV_CONTROL_PORT] = str(self.control_port)
+        self._start()
+
+    def _ask(self, *words: str) -> Any:
+        return ask(self.folder / "admin.sock", words)
+
+    def _start(self) -> None:
+        (self.folder / "admin.sock").unlink(missing_ok=True)
+        with (self.folder / "agent.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "disagg_transfer.cli", "serve"],
+                env={**os.environ, **self._env},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            self._await_ports(time.monotonic() + START_S)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def _await_ports(self, deadline: float) -> None:
+        needed = ("http", "control") if self._env[contract.ENV_ROLE] == "prefill" else ("http",)
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AgentUnavailableError(f"the agent ended at its start:\n{self.log}")
+            try:
+                ports = self._ask("report")["ports"]
+            except OSError:
+                ports = {}
+            if all(ports.get(name) for name in needed) and Path(self.socket_path).exists():
+                self.control_port, self.http_port = ports["control"], ports["http"]
+                return
+            time.sleep(0.02)
+        raise AgentUnavailableError(f"the agent did not start in {START_S:.0f} s:\n{self.log}")

@@ -1,0 +1,68 @@
+"""The socket behind `disagg-agent status|peers|transfers|fault`: a JSON line in, one out."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from disagg_transfer.agent.engine import Desk
+from disagg_transfer.agent.engine_socket import listen_private, same_user
+from disagg_transfer.agent.faults import Faults
+from disagg_transfer.agent.outcomes import Changes
+from disagg_transfer.contract import Report
+from disagg_transfer.errors import SettingsError, UnknownStateTypeError
+
+
+class Admin:
+    def __init__(
+        self,
+        *,
+        report: Callable[[], Report],
+        ports: Callable[[], dict[str, int]],
+        desk: Desk,
+        faults: Faults,
+        changes: Changes,
+    ) -> None:
+        self._report, self._ports = report, ports
+        self._desk, self._faults, self._changes = desk, faults, changes
+
+    async def run(self, path: Path) -> None:
+        async with await listen_private(path, self._accept) as server:
+            await server.serve_forever()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if same_user(writer):
+                line = await reader.readline()
+                writer.write(json.dumps(self._answer(json.loads(line))).encode() + b"\n")
+                await writer.drain()
+        except (ValueError, OSError, asyncio.LimitOverrunError) as error:
+            writer.write(json.dumps({"error": str(error)}).encode() + b"\n")
+        finally:
+            writer.close()
+
+    def _answer(self, words: Any) -> dict[str, Any]:
+        match words:
+            case ["report"]:
+                return {"report": json.loads(self._report().to_json()), "ports": self._ports()}
+            case ["transfers"]:
+                return {"transfers": [asdict(sight) for sight in self._desk.sights]}
+            case ["fault", *arguments]:
+                return self._fault(arguments)
+        return {"error": f"unknown command {words!r}"}
+
+    def _fault(self, arguments: list[Any]) -> dict[str, Any]:
+        try:
+            match arguments:
+                case ["lift"]:
+                    self._faults.lift()
+                case [str(kind), str(state_type)]:
+                    self._faults.set(kind, state_type)
+                case _:
+                    return {"error": "fault withhold TYPE | fault zero TYPE | fault lift"}
+        except (SettingsError, UnknownStateTypeError) as error:
+            return {"error": str(error)}
+        self._changes.touch()
+        return {"faults": list(self._faults.described)}

@@ -1,0 +1,226 @@
+"""The control port: prefill listens, decode dials every prefill pod of its revision."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from disagg_transfer.agent.metrics import Metrics
+from disagg_transfer.agent.peers import Peers
+from disagg_transfer.agent.ports import listen
+from disagg_transfer.agent.relay import told_differences
+from disagg_transfer.agent.session import HANDSHAKE_S, Session, greet, receive
+from disagg_transfer.contract import Cause, PeerReport, PeerState, Stage
+from disagg_transfer.errors import AuthenticationError, SettingsError, TransferFailed, WireError
+from disagg_transfer.settings import Address, parse_address
+
+MAX_STRANGERS: Final = 64  # connections that have not proved themselves yet
+RESOLVE_S: Final = 1.0
+BACK_OFF_S: Final = (0.2, 0.5, 1.0, 2.0)
+KEEP_WANTED_S: Final = 60.0  # an address only a request named is dialed on for this long
+
+_log = logging.getLogger(__name__)
+
+
+class Listener:
+    """Takes peers in. A stranger is turned away, counted, and changes nothing."""
+
+    def __init__(self, peers: Peers, *, key: bytes, metrics: Metrics) -> None:
+        self._peers, self._key, self._metrics = peers, key, metrics
+        self._strangers = 0
+        self.port = 0
+
+    async def run(self, port: int) -> None:
+        sock = listen(port)
+        self.port = sock.getsockname()[1]
+        server = await asyncio.start_server(self._accept, sock=sock)
+        async with server:
+            await server.serve_forever()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._strangers >= MAX_STRANGERS:
+            self._refuse("crowded", writer, "too many connections await a handshake")
+            return
+        self._strangers += 1
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                session = await receive(reader, writer, us=self._peers.us, key=self._key)
+        except AuthenticationError as error:
+            self._refuse("authentication", writer, str(error))
+            return
+        except TimeoutError:
+            self._refuse("timeout", writer, f"no handshake within {HANDSHAKE_S:.0f} s")
+            return
+        except (WireError, OSError, asyncio.IncompleteReadError) as error:
+            self._refuse("protocol", writer, str(error))
+            return
+        finally:
+            self._strangers -= 1
+        await self._peers.serve(session)
+
+    def _refuse(self, reason: str, writer: asyncio.StreamWriter, detail: str) -> None:
+        self._metrics.refusals.labels(reason).inc()
+        _log.warning("refused %s: %s", writer.get_extra_info("peername"), detail)
+        writer.transport.abort()
+
+
+@dataclass(slots=True)
+class _Link:
+    """One address of a prefill agent and what became of dialing it."""
+
+    address: Address
+    task: "asyncio.Task[None] | None" = None
+    session: Session | None = None
+    error: str = "not tried yet"
+    refused: bool = False  # authentication failed: waiting will not help
+    wanted_until: float = 0.0
+    named: bool = field(default=False)  # the peer service has it
+
+
+class Dialer:
+    def __init__(self, peers: Peers, *, key: bytes, services: tuple[Address, ...]) -> None:
+        self._peers, self._key, self._services = peers, key, services
+        self._links: dict[Address, _Link] = {}
+
+    @property
+    def links(self) -> Iterable[_Link]:
+        return self._links.values()
+
+    async def run(self) -> None:
+        """Keep a link to every address of the peer service."""
+        try:
+            while True:
+                found: set[Address] = set()
+                for service in self._services:
+                    found |= await _resolve(service)
+                self._follow(found)
+                await asyncio.sleep(RESOLVE_S)
+        finally:
+            for link in self._links.values():
+                if link.task is not None:
+                    link.task.cancel()
+
+    async def reach(self, peer: str) -> Session:
+        """A session that may carry requests; waits for one without limit."""
+        try:
+            target = parse_address(peer)
+        except SettingsError as error:
+            raise _failed(Cause.PROTOCOL_ERROR, f"peer {error}") from error
+        while True:
+            for link in [self._want(address) for address in await _resolve(target)]:
+                session = _usable(link)
+                if session is not None:
+                    return session
+            try:
+                async with asyncio.timeout(RESOLVE_S):
+                    await self._peers.pulse.wait()
+            except TimeoutError:
+                continue
+
+    async def obstacle(self, peer: str) -> TransferFailed:
+        """Why `reach` has not returned by now."""
+        found = await _resolve(parse_address(peer))
+        links = [self._links[address] for address in found if address in self._links]
+        if not links:
+            return _failed(Cause.PEER_UNREACHABLE, f"{peer} does not resolve to an address")
+        link = links[0]
+        if link.session is None:
+            return _failed(Cause.PEER_UNREACHABLE, f"{link.address}: {link.error}")
+        what = "NIXL has not taken its metadata" if link.session.layout else "no engine registered"
+        return _failed(Cause.TIMEOUT, f"{link.address} is up, but {what}", link.session.peer.pod)
+
+    def reports(self) -> tuple[PeerReport, ...]:
+        """Links without a session; those with one are in `Peers.reports`."""
+        return tuple(
+            PeerReport(
+                pod=str(link.address),
+                incarnation="",
+                state=PeerState.CONNECTING,
+                detail=link.error,
+            )
+            for link in self._links.values()
+            if link.session is None
+        )
+
+    def _follow(self, found: set[Address]) -> None:
+        for address in found - self._links.keys():
+            self._links[address] = _Link(address)
+        for address, link in list(self._links.items()):
+            link.named = address in found
+            if not self._keeps(link) and link.session is None:
+                del self._links[address]
+            elif link.task is None or link.task.done():
+                link.task = asyncio.create_task(self._keep(link))
+
+    def _want(self, address: Address) -> _Link:
+        link = self._links.setdefault(address, _Link(address))
+        link.wanted_until = asyncio.get_running_loop().time() + KEEP_WANTED_S
+        if link.task is None or link.task.done():
+            link.task = asyncio.create_task(self._keep(link))
+        return link
+
+    def _keeps(self, link: _Link) -> bool:
+        return link.named or link.wanted_until > asyncio.get_running_loop().time()
+
+    async def _keep(self, link: _Link) -> None:
+        """Dial, serve, and dial again until nobody wants the address."""
+        failures = 0
+        while self._keeps(link):
+            try:
+                session = await self._dial(link.address)
+            except AuthenticationError as error:
+                link.error, link.refused = str(error), True
+            except (WireError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+                link.error = str(error) or type(error).__name__
+            else:
+                link.session, link.refused, failures = session, False, 0
+                link.error = await self._serve(link, session)
+            self._peers.pulse.fire()
+            await asyncio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)])
+            failures += 1
+
+    async def _serve(self, link: _Link, session: Session) -> str:
+        try:
+            return await self._peers.serve(session)
+        finally:
+            link.session = None
+
+    async def _dial(self, address: Address) -> Session:
+        async with asyncio.timeout(HANDSHAKE_S):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            try:
+                return await greet(reader, writer, us=self._peers.us, key=self._key)
+            except BaseException:
+                writer.transport.abort()
+                raise
+
+
+def _usable(link: _Link) -> Session | None:
+    session = link.session
+    if link.refused:
+        raise _failed(Cause.AUTHENTICATION_FAILED, f"{link.address}: {link.error}")
+    if session is not None and session.differences:
+        raise told_differences(session)
+    return session if session is not None and session.usable else None
+
+
+async def _resolve(service: Address) -> set[Address]:
+    """The addresses behind a name; none while the name is not there (yet)."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(service.host, service.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return set()
+    family = socket.AF_INET if any(entry[0] == socket.AF_INET for entry in found) else None
+    # One family only: a pod's two addresses would be two sessions that replace each other.
+    return {
+        Address(host=str(entry[4][0]), port=service.port)
+        for entry in found
+        if family is None or entry[0] == family
+    }
+
+
+def _failed(cause: Cause, detail: str, pod: str = "") -> TransferFailed:
+    return TransferFailed(cause, stage=Stage.BOOTSTRAP, detail=detail, peer_pod=pod)

@@ -1,0 +1,265 @@
+"""The unix socket that the pod's engine registers on; the newest registration is the engine.
+
+Only a process of the agent's own user may speak (the kernel says who it is), and the arena's
+descriptor goes to it beside the answer to its registration.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from disagg_transfer.agent.engine import Desk, Engine
+from disagg_transfer.arena import ArenaMemory
+from disagg_transfer.codec import LENGTH, frame
+from disagg_transfer.contract import ENV_STATE_TYPES, Cause, Role, Stage
+from disagg_transfer.engine_messages import (
+    ANSWERS,
+    CALLS,
+    ENGINE_PROTOCOL,
+    MAX_ENGINE_FRAME_BYTES,
+    Answer,
+    Call,
+    Refused,
+    Register,
+    Registered,
+    Rejected,
+)
+from disagg_transfer.errors import (
+    RegistrationError,
+    TransferFailed,
+    UnknownStateTypeError,
+    WireError,
+)
+from disagg_transfer.protocol import ComponentLayout, Fingerprint
+from disagg_transfer.registry import Selection, lookup
+
+MAX_CALLS: Final = 4096
+_REGISTER_S: Final = 10.0
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+_log = logging.getLogger(__name__)
+
+
+class Registrar(Protocol):
+    def engine_registered(self, engine: Engine) -> None: ...
+
+    def engine_lost(self, engine: Engine) -> None: ...
+
+
+class EngineSocket:
+    def __init__(
+        self,
+        *,
+        role: Role,
+        state_types: frozenset[str],
+        memory: ArenaMemory,
+        desk: Desk,
+        registrar: Registrar,
+    ) -> None:
+        self._role, self._state_types, self._memory = role, state_types, memory
+        self._desk, self._registrar = desk, registrar
+        self._epochs = itertools.count(1)
+        self._current: asyncio.StreamWriter | None = None
+        self._vacant = asyncio.Event()
+        self._vacant.set()
+        self._answering: set[asyncio.Task[None]] = set()
+
+    async def run(self, path: Path) -> None:
+        server = await listen_private(path, self._accept)
+        async with server:
+            await server.serve_forever()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not same_user(writer):
+            writer.transport.abort()
+            return
+        try:
+            async with asyncio.timeout(_REGISTER_S):
+                register = await self._read(reader)
+            engine = self._examine(register)
+        except RegistrationError as error:
+            await self._reject(register, writer, error)
+        except (WireError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            _log.warning("an engine's connection ended unregistered: %s", error)
+            writer.transport.abort()
+        else:
+            await self._serve(register.call, engine, reader, writer)
+
+    async def _reject(
+        self, register: Call, writer: asyncio.StreamWriter, error: RegistrationError
+    ) -> None:
+        _log.error("refused an engine: %s", error)
+        unknown = isinstance(error, UnknownStateTypeError)
+        rejected = Rejected(
+            call=register.call, unknown_state_type=unknown, detail=str(error)[:2048]
+        )
+        writer.write(frame(ANSWERS.encode(rejected)))
+        writer.close()
+
+    async def _serve(
+        self,
+        call: int,
+        engine: Engine,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        if self._current is not None:
+            self._current.transport.abort()
+            await self._vacant.wait()
+        self._current = writer
+        self._vacant.clear()
+        self._send_arena(call, engine, writer)
+        self._registrar.engine_registered(engine)
+        try:
+            while True:
+                self._take(await self._read(reader), writer)
+        except (WireError, OSError, asyncio.IncompleteReadError) as error:
+            _log.warning("engine connection ended: %s", error or type(error).__name__)
+        finally:
+            writer.transport.abort()
+            self._current = None
+            self._vacant.set()
+            self._registrar.engine_lost(engine)
+
+    def _send_arena(self, call: int, engine: Engine, writer: asyncio.StreamWriter) -> None:
+        """Nothing has been written yet, so the bytes may pass by the transport's buffer."""
+        answer = Registered(call=call, arena_bytes=self._memory.size, epoch=engine.epoch)
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as plain:
+            socket.send_fds(plain, [frame(ANSWERS.encode(answer))], [self._memory.fd])
+
+    def _take(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        if isinstance(call, Register):
+            raise WireError("an engine registers once per connection")
+        if len(self._answering) >= MAX_CALLS:
+            raise WireError(f"{MAX_CALLS} calls are unanswered already")
+        task = asyncio.create_task(self._answer(call, writer))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        answer: Answer
+        try:
+            answer = await self._desk.answer(call)
+        except TransferFailed as failure:
+            answer = Refused(
+                call=call.call,
+                cause=failure.cause,
+                stage=failure.stage,
+                state_type=failure.state_type,
+                component=failure.component,
+                detail=failure.detail[:2048],
+                peer_pod=failure.peer_pod,
+            )
+        except Exception:  # noqa: BLE001  (a call's outermost guard: its engine must get an answer)
+            _log.exception("call %s failed", type(call).__name__)
+            answer = Refused(
+                call=call.call,
+                cause=Cause.PROTOCOL_ERROR,
+                stage=Stage.QUEUE,
+                state_type=None,
+                component=None,
+                detail="the agent failed on this call; its log says why",
+                peer_pod="",
+            )
+        if not writer.is_closing():
+            writer.write(frame(ANSWERS.encode(answer)))
+
+    async def _read(self, reader: asyncio.StreamReader) -> Call:
+        (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+        if not 0 < length <= MAX_ENGINE_FRAME_BYTES:
+            raise WireError(f"frame of {length} bytes; at most {MAX_ENGINE_FRAME_BYTES}")
+        call: Call = CALLS.decode(await reader.readexactly(length))
+        return call
+
+    def _examine(self, register: Call) -> Engine:
+        if not isinstance(register, Register):
+            raise WireError(f"{type(register).__name__} came before Register")
+        if register.protocol != ENGINE_PROTOCOL:
+            raise RegistrationError(
+                f"protocol: the engine's client speaks {register.protocol}, this agent "
+                f"{ENGINE_PROTOCOL}; use engine and agent images of the same release"
+            )
+        if register.role != self._role.value:
+            raise RegistrationError(
+                f"role: the engine is {register.role!r}, this pod is {self._role.value!r}"
+            )
+        parts = _parts(register)
+        self._check_state_types({part.state_type for part in parts.values()})
+        return Engine(
+            epoch=next(self._epochs),
+            instance=register.instance,
+            parts=parts,
+            fingerprint=Fingerprint(
+                model=register.model,
+                page_size=register.page_size,
+                components=tuple(parts[name] for name in sorted(parts)),
+            ),
+        )
+
+    def _check_state_types(self, found: set[str]) -> None:
+        nothing = Selection.NOTHING
+        wanted = {name for name in self._state_types if lookup(name).selection is not nothing}
+        has = {name for name in found if lookup(name).selection is not nothing}
+        if self._state_types and has != wanted:
+            raise RegistrationError(
+                f"state types: the engine's components are of {', '.join(sorted(has))}; "
+                f"spec.model.stateTypes ({ENV_STATE_TYPES}) says {', '.join(sorted(wanted))}. "
+                "Correct the resource, or serve the model it describes"
+            )
+
+
+def _parts(register: Register) -> dict[str, ComponentLayout]:
+    parts: dict[str, ComponentLayout] = {}
+    for part in register.components:
+        entry = lookup(part.state_type)
+        empty = entry.selection is Selection.NOTHING
+        if part.name in parts:
+            raise RegistrationError(f"components: {part.name!r} is registered twice")
+        if not part.item_bytes and not empty:
+            raise RegistrationError(f"components[{part.name}].item_bytes: 0 is not positive")
+        parts[part.name] = ComponentLayout(
+            name=part.name,
+            state_type=entry.name,
+            type_version=entry.version,
+            item_bytes=part.item_bytes,
+            layers=part.layers,
+            dtype=part.dtype,
+            page_size=part.page_size,
+        )
+    if not parts:
+        raise RegistrationError("components: none; register at least one")
+    return parts
+
+
+Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
+
+
+async def listen_private(path: Path, accept: Accept) -> asyncio.Server:
+    """A unix socket that only this user may open; one left by a dead agent is replaced."""
+    return await asyncio.start_unix_server(accept, sock=_bind_private(path))  # type: ignore[arg-type]
+
+
+def _bind_private(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    plain = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o177)
+    try:
+        plain.bind(str(path))
+    finally:
+        os.umask(mask)
+    return plain
+
+
+def same_user(writer: asyncio.StreamWriter) -> bool:
+    peer = writer.get_extra_info("socket")
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(raw)
+    if uid != os.getuid():
+        _log.warning("refused a connection of user %d; this agent is of %d", uid, os.getuid())
+    return bool(uid == os.getuid())

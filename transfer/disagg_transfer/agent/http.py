@@ -1,0 +1,91 @@
+"""What probes, Prometheus and the operator read."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+
+from disagg_transfer.agent.outcomes import Changes
+from disagg_transfer.agent.ports import listen
+from disagg_transfer.contract import (
+    PATH_LIVE,
+    PATH_METRICS,
+    PATH_READY,
+    PATH_REPORT,
+    PATH_STARTED,
+    Report,
+)
+
+MAX_WAIT_S: Final = 60.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Http:
+    def __init__(
+        self,
+        *,
+        report: Callable[[], Report],
+        alive: Callable[[], bool],
+        metrics: Callable[[], bytes],
+        changes: Changes,
+    ) -> None:
+        self._report, self._alive, self._metrics = report, alive, metrics
+        self._changes = changes
+        self.port = 0
+
+    async def run(self, port: int) -> None:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get(PATH_LIVE, self._live),
+                web.get(PATH_STARTED, self._live),
+                web.get(PATH_READY, self._ready),
+                web.get(PATH_METRICS, self._scrape),
+                web.get(PATH_REPORT, self._poll),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            sock = listen(port)
+            self.port = sock.getsockname()[1]
+            await web.SockSite(runner, sock).start()
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
+
+    async def _live(self, _request: web.Request) -> web.Response:
+        if self._alive():
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="the NIXL thread has ended\n")
+
+    async def _ready(self, _request: web.Request) -> web.Response:
+        report = self._report()
+        if report.ready:
+            return web.Response(text="ok\n")
+        return web.Response(
+            status=503, text=f"{report.not_ready_reason}: {report.not_ready_message}\n"
+        )
+
+    async def _scrape(self, _request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._metrics(), headers={"Content-Type": "text/plain; version=0.0.4"}
+        )
+
+    async def _poll(self, request: web.Request) -> web.Response:
+        """At once if the cursor has moved on, else when it does or the wait is over."""
+        try:
+            cursor = int(request.query.get("cursor", "-1"))
+            wait_s = min(float(request.query.get("wait_s", "0")), MAX_WAIT_S)
+        except ValueError:
+            return web.Response(status=400, text="cursor and wait_s must be numbers\n")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(loop.time() + wait_s):
+                while self._changes.cursor == cursor:
+                    await self._changes.pulse.wait()
+        except TimeoutError:
+            pass
+        return web.Response(body=self._report().to_json(), content_type="application/json")

@@ -1,0 +1,66 @@
+"""Prometheus series; every one is there at 0 before anything has happened."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from disagg_transfer.contract import Cause, PeerState, Stage
+
+REFUSALS: Final = ("authentication", "protocol", "timeout", "crowded")
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.transfers = self._counter(
+            "transfers", "Components moved whole, by state type.", ("state_type",)
+        )
+        self.bytes = self._counter(
+            "transfer_bytes", "Bytes of components moved whole.", ("state_type",)
+        )
+        self.failures = self._counter(
+            "transfer_failures", "Components not moved.", ("state_type", "cause")
+        )
+        self.timeouts = self._counter(
+            "transfer_timeouts",
+            "Components late, by the stage that ended.",
+            ("state_type", "stage"),
+        )
+        self.refusals = self._counter(
+            "control_refusals", "Connections turned away on the control port.", ("reason",)
+        )
+        self.peers = self._gauge("peers", "Peers known, by state.", ("state",))
+        self.arena = self._gauge("arena_bytes", "Arena memory, by state.", ("state",))
+        self.inflight = self._gauge("requests_inflight", "Requests not ended.", ())
+        self.engine = self._gauge("engine_registered", "1 while an engine is registered.", ())
+        self.ready = self._gauge("ready", "1 while /readyz answers 200.", ())
+        self.seconds = Histogram(
+            "disagg_agent_request_seconds",
+            "Decode: from the first offer until everything has arrived.",
+            registry=self._registry,
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
+        )
+        for reason in REFUSALS:
+            self.refusals.labels(reason)
+        for state in PeerState:
+            self.peers.labels(state.value)
+
+    def announce(self, state_types: Iterable[str]) -> None:
+        """Every series of these state types, at 0."""
+        for name in state_types:
+            self.transfers.labels(name)
+            self.bytes.labels(name)
+            for cause in Cause:
+                self.failures.labels(name, cause.value)
+            for stage in Stage:
+                self.timeouts.labels(name, stage.value)
+
+    def render(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(f"disagg_agent_{name}", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(f"disagg_agent_{name}", text, labels, registry=self._registry)

@@ -1,0 +1,180 @@
+"""One authenticated connection to another agent: the handshake, sealed frames, heartbeats."""
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from disagg_transfer.codec import LENGTH, frame
+from disagg_transfer.errors import WireError
+from disagg_transfer.layout import Difference
+from disagg_transfer.protocol import (
+    HANDSHAKE,
+    MAC_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_HANDSHAKE_BYTES,
+    PROTOCOL_VERSION,
+    Hello,
+    Identity,
+    Layout,
+    Ping,
+    Proof,
+    Seal,
+    Transcript,
+    Welcome,
+    check_identity,
+    check_proof,
+)
+
+HANDSHAKE_S: Final = 5.0
+HEARTBEAT_S: Final = 1.0
+SILENCE_S: Final = 3.0
+_MAX_UNSENT_BYTES: Final = 8 << 20  # a peer that does not read is as good as gone
+
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """Frames both ways until the connection closes, falls silent or says something false."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        peer: Identity,
+        incoming: Seal,
+        outgoing: Seal,
+    ) -> None:
+        self.peer = peer
+        self.layout: Layout | None = None
+        self.differences: tuple[Difference, ...] = ()
+        self.fabric_loaded = False
+        self.ended = asyncio.Event()
+        self._reader, self._writer = reader, writer
+        self._incoming, self._outgoing = incoming, outgoing
+        self._reason = ""
+        self._heard = asyncio.get_running_loop().time()
+        # asyncio sets this only on sockets made with an explicit protocol; without it a small
+        # message waits 40 ms for the acknowledgment of the one before.
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @property
+    def fabric_name(self) -> str:
+        return fabric_name(self.peer)
+
+    @property
+    def usable(self) -> bool:
+        return self.layout is not None and not self.differences and self.fabric_loaded
+
+    def send(self, message: Any) -> None:
+        """Queue one message; a lost session swallows it, and its loss is reported by `run`."""
+        if self.ended.is_set() or self._writer.is_closing():
+            return
+        self._writer.write(self._outgoing.close(message))
+        transport = self._writer.transport
+        if transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
+            self.close(f"{_MAX_UNSENT_BYTES} bytes unsent: the peer does not read")
+
+    def close(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._writer.transport.abort()
+
+    async def run(self, on_message: Callable[["Session", Any], None]) -> str:
+        """Serve until the end; returns why it ended."""
+        beat = asyncio.create_task(self._beat())
+        try:
+            while True:
+                message = self._incoming.open(await self._read_frame())
+                self._heard = asyncio.get_running_loop().time()
+                if not isinstance(message, Ping):
+                    on_message(self, message)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            return self._reason or f"connection closed ({type(error).__name__})"
+        except WireError as error:
+            return f"refused frame: {error}"
+        finally:
+            beat.cancel()
+            self.ended.set()
+            self._writer.transport.abort()
+
+    async def _read_frame(self) -> bytes:
+        (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
+        if not MAC_BYTES < length <= MAX_FRAME_BYTES:
+            raise WireError(f"frame of {length} bytes is not within {MAC_BYTES}..{MAX_FRAME_BYTES}")
+        return await self._reader.readexactly(length)
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            before = loop.time()
+            self.send(Ping())
+            await asyncio.sleep(HEARTBEAT_S)
+            now = loop.time()
+            if now - before > 2 * HEARTBEAT_S:
+                self._heard = now  # it was this process that stood still, not the peer
+            elif now - self._heard > SILENCE_S:
+                self.close(f"no heartbeat for {now - self._heard:.1f} s")
+
+
+def fabric_name(identity: Identity) -> str:
+    """NIXL's name of an agent: a restarted one is another, so its old metadata never serves."""
+    return f"{identity.namespace}/{identity.pod}/{identity.incarnation}"
+
+
+async def greet(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, us: Identity, key: bytes
+) -> Session:
+    """The dialer's half of the handshake."""
+    hello = Hello(protocol=PROTOCOL_VERSION, identity=us, nonce=secrets.token_bytes(32))
+    writer.write(frame(HANDSHAKE.encode(hello)))
+    welcome = await _expect(reader, Welcome)
+    script = Transcript(hello=hello, welcome=welcome)
+    check_proof(script, key=key, purpose=b"listener", proof=welcome.proof)
+    check_identity(us, welcome.identity, protocol=welcome.protocol)
+    writer.write(frame(HANDSHAKE.encode(Proof(proof=script.derive(key, b"dialer")))))
+    return Session(
+        reader,
+        writer,
+        peer=welcome.identity,
+        incoming=Seal(script.derive(key, b"listener to dialer")),
+        outgoing=Seal(script.derive(key, b"dialer to listener")),
+    )
+
+
+async def receive(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, us: Identity, key: bytes
+) -> Session:
+    """The listener's half. Nothing of the stranger's is kept until its proof is right."""
+    hello = await _expect(reader, Hello)
+    bare = Welcome(protocol=PROTOCOL_VERSION, identity=us, nonce=secrets.token_bytes(32), proof=b"")
+    script = Transcript(hello=hello, welcome=bare)
+    welcome = Welcome(
+        protocol=bare.protocol,
+        identity=us,
+        nonce=bare.nonce,
+        proof=script.derive(key, b"listener"),
+    )
+    writer.write(frame(HANDSHAKE.encode(welcome)))
+    proof = await _expect(reader, Proof)
+    check_proof(script, key=key, purpose=b"dialer", proof=proof.proof)
+    check_identity(us, hello.identity, protocol=hello.protocol)
+    return Session(
+        reader,
+        writer,
+        peer=hello.identity,
+        incoming=Seal(script.derive(key, b"dialer to listener")),
+        outgoing=Seal(script.derive(key, b"listener to dialer")),
+    )
+
+
+async def _expect(reader: asyncio.StreamReader, kind: type) -> Any:
+    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+    if not 0 < length <= MAX_HANDSHAKE_BYTES:
+        raise WireError(f"handshake frame of {length} bytes; at most {MAX_HANDSHAKE_BYTES}")
+    message = HANDSHAKE.decode(await reader.readexactly(length))
+    if not isinstance(message, kind):
+        raise WireError(f"{type(message).__name__} came where {kind.__name__} was due")
+    return message

@@ -1,0 +1,105 @@
+"""The arena with a queue in front of it: who does not get room at once waits in turn."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import xxhash
+
+from disagg_transfer.arena import ALIGNMENT, ArenaMemory, Extents, Span
+from disagg_transfer.contract import ENV_ARENA_BYTES, Cause, Stage
+from disagg_transfer.errors import ArenaFull
+
+MAX_WAITING: Final = 1024  # beyond this the arena says full at once: back-pressure, not a queue
+_INLINE_DIGEST_BYTES: Final = 256 << 10  # under 50 us; a thread hop costs more
+
+
+class Storage:
+    def __init__(self, memory: ArenaMemory) -> None:
+        self.memory = memory
+        self._extents = Extents(memory.size)
+        self._waiting: deque[tuple[Sequence[int], asyncio.Future[tuple[Span, ...]]]] = deque()
+
+    @property
+    def used(self) -> int:
+        return self._extents.used
+
+    @property
+    def unsettled(self) -> int:
+        return self._extents.unsettled
+
+    async def reserve(self, sizes: Sequence[int]) -> tuple[Span, ...]:
+        """All of them at once, in turn. Waits without limit; the caller holds the clock."""
+        self._refuse_impossible(sizes)
+        if not self._waiting:
+            spans = self._extents.reserve_all(sizes)
+            if spans is not None:
+                return spans
+        turn: asyncio.Future[tuple[Span, ...]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((sizes, turn))
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            self._withdraw(turn)
+            raise
+
+    def free(self, span: Span) -> None:
+        self._extents.free(span)
+        self._grant()
+
+    def quarantine(self, span: Span) -> None:
+        self._extents.quarantine(span)
+
+    def settle(self, span: Span) -> None:
+        self._extents.settle(span)
+        self._grant()
+
+    def bytes_of(self, span: Span) -> memoryview:
+        return self.memory.bytes_of(span)
+
+    def zero(self, span: Span) -> None:
+        self.bytes_of(span)[:] = bytes(span.nbytes)
+
+    async def digest(self, span: Span) -> bytes:
+        view = self.bytes_of(span)
+        if span.nbytes <= _INLINE_DIGEST_BYTES:
+            return _digest(view)
+        return await asyncio.to_thread(_digest, view)
+
+    def _refuse_impossible(self, sizes: Sequence[int]) -> None:
+        total = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+        if total > self.memory.size:
+            raise ArenaFull(
+                Cause.ARENA_FULL,
+                stage=Stage.ALLOCATE,
+                detail=f"{total} bytes can never fit the arena of {self.memory.size}; "
+                f"raise {ENV_ARENA_BYTES}",
+            )
+        if len(self._waiting) >= MAX_WAITING:
+            raise ArenaFull(
+                Cause.ARENA_FULL,
+                stage=Stage.ALLOCATE,
+                detail=f"{MAX_WAITING} requests wait for room in the arena already",
+            )
+
+    def _withdraw(self, turn: "asyncio.Future[tuple[Span, ...]]") -> None:
+        self._waiting = deque(entry for entry in self._waiting if entry[1] is not turn)
+        if turn.done() and not turn.cancelled():
+            for span in turn.result():
+                self._extents.free(span)
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting:
+            sizes, turn = self._waiting[0]
+            spans = None if turn.done() else self._extents.reserve_all(sizes)
+            if spans is None and not turn.done():
+                return
+            self._waiting.popleft()
+            if spans is not None:
+                turn.set_result(spans)
+
+
+def _digest(view: memoryview) -> bytes:
+    return xxhash.xxh3_128_digest(view)

@@ -1,0 +1,53 @@
+"""How long each stage may take, and which clock of a request runs out next. Pure: time comes in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from disagg_transfer.contract import Stage
+from disagg_transfer.registry import REGISTRY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds. A state type's own setting wins over the stage's, the stage's over the default."""
+
+    default_s: float
+    stages: Mapping[Stage, float]
+    state_types: Mapping[str, float]
+
+    def limit(self, stage: Stage, state_type: str | None = None) -> float:
+        if state_type is not None and state_type in self.state_types:
+            return self.state_types[state_type]
+        entry = REGISTRY.get(state_type or "")
+        if entry is not None and entry.deadline_s is not None and stage not in self.stages:
+            return entry.deadline_s
+        return self.stages.get(stage, self.default_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Due:
+    at: float
+    started: float
+    stage: Stage
+    component: str | None = field(compare=False)
+
+
+class StageClocks:
+    """The running clocks of one request, by stage and component."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[Stage, str | None], Due] = {}
+
+    def start(
+        self, stage: Stage, component: str | None = None, *, now: float, limit_s: float
+    ) -> None:
+        self._running[stage, component] = Due(
+            at=now + limit_s, started=now, stage=stage, component=component
+        )
+
+    def stop(self, stage: Stage, component: str | None = None) -> None:
+        self._running.pop((stage, component), None)
+
+    @property
+    def earliest(self) -> Due | None:
+        return min(self._running.values(), default=None)

@@ -1,0 +1,104 @@
+"""The one module that imports NIXL: a typed, single-threaded adapter over its raw binding.
+
+The raw binding, because only there can the progress thread be told to sleep: NIXL's own Python
+class fixes `pthrDelay` to 0, and that thread then burns a core in an idle agent (measured 66-96 %
+against 1.5 % at 1000 us). `nixl_cu13`, because `import nixl` may import torch, whose own UCX can
+abort the process. NIXL has no abort: a released handle's bytes may still land, so `release` is
+for handles in a terminal state only.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, Final, NewType
+
+from disagg_transfer.errors import FabricError, PeerDisconnectedError
+
+try:
+    from nixl_cu13 import _bindings as nixl
+except ImportError:
+    from nixl_cu12 import _bindings as nixl
+
+Handle = NewType("Handle", int)
+
+PROGRESS_DELAY_US: Final = 1000
+# A black-holed TCP peer is an error after this, not after the kernel's quarter of an hour.
+UCX_SETTINGS: Final = "TCP_USER_TIMEOUT=5s"
+
+_ERRORS: Final = tuple(
+    getattr(nixl, name) for name in dir(nixl) if name.startswith("nixl") and name.endswith("Error")
+)
+
+
+class Progress(Enum):
+    ACTIVE = "active"
+    DONE = "done"
+
+
+@contextlib.contextmanager
+def _translated(action: str) -> Iterator[None]:
+    try:
+        yield
+    except nixl.nixlRemoteDisconnectError as error:
+        raise PeerDisconnectedError(f"{action}: the peer's NIXL endpoint is gone") from error
+    except _ERRORS as error:
+        raise FabricError(f"{action}: {type(error).__name__}: {error}") from error
+
+
+class Fabric:
+    """One NIXL agent with one registered region. Every method belongs to one thread."""
+
+    def __init__(self, name: str, *, base: int, size: int) -> None:
+        config = nixl.nixlAgentConfig()
+        config.useProgThread = True
+        config.useListenThread = False
+        config.syncMode = nixl.NIXL_THREAD_SYNC_NONE
+        config.pthrDelay = PROGRESS_DELAY_US
+        self.name = name
+        with _translated("create the NIXL agent"):
+            self._agent: Any = nixl.nixlAgent(name, config)
+            self._backend = self._agent.createBackend("UCX", {"engine_config": UCX_SETTINGS})
+            region = nixl.nixlRegDList(nixl.DRAM_SEG, [(base, size, 0, b"")])
+            self._agent.registerMem(region, [self._backend])
+            self.metadata: bytes = self._agent.getLocalMD()
+
+    def add_peer(self, name: str, metadata: bytes) -> None:
+        """Load a peer; its metadata must carry the name that its session authenticated."""
+        with _translated(f"load metadata of {name}"):
+            told = self._agent.loadRemoteMD(metadata)
+        said = told.decode() if isinstance(told, bytes) else str(told)
+        if said != name:
+            self.remove_peer(said)
+            raise FabricError(f"metadata names {said!r}, the session says {name!r}")
+
+    def remove_peer(self, name: str) -> None:
+        with _translated(f"remove {name}"):
+            self._agent.invalidateRemoteMD(name)
+
+    def read(self, peer: str, *, local: int, remote: int, nbytes: int) -> Handle:
+        """A READ, not posted yet. Addresses outside a registered region are refused here."""
+        with _translated(f"prepare a read from {peer}"):
+            here = nixl.nixlXferDList(nixl.DRAM_SEG, [(local, nbytes, 0)])
+            there = nixl.nixlXferDList(nixl.DRAM_SEG, [(remote, nbytes, 0)])
+            return Handle(
+                self._agent.createXferReq(nixl.NIXL_READ, here, there, peer, "", [self._backend])
+            )
+
+    def post(self, handle: Handle) -> Progress:
+        with _translated("post a read"):
+            return self._progress(self._agent.postXferReq(handle))
+
+    def poll(self, handle: Handle) -> Progress:
+        with _translated("poll a read"):
+            return self._progress(self._agent.getXferStatus(handle))
+
+    def release(self, handle: Handle) -> None:
+        with _translated("release a read"):
+            self._agent.releaseXferReq(handle)
+
+    def _progress(self, status: Any) -> Progress:
+        if status == nixl.NIXL_SUCCESS:
+            return Progress.DONE
+        if status == nixl.NIXL_IN_PROG:
+            return Progress.ACTIVE
+        raise FabricError(f"NIXL status {status}")

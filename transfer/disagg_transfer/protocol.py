@@ -1,0 +1,245 @@
+"""What two agents say to each other: the handshake, sealed frames, and the messages.
+
+    dialer   -> Hello    identity and nonce
+    listener -> Welcome  identity, nonce, and a proof over both
+    dialer   -> Proof    its own proof over both
+
+Both proofs are HMACs with the deployment's key over the exact bytes of Hello and of Welcome
+without its proof, so neither side's words, nonces or role can be replayed or reflected. Every
+later frame is `length | mac | payload`, the mac keyed per direction and session and taken over a
+sequence number, so a frame cannot be forged, repeated, dropped or moved. Nothing is secret.
+"""
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from disagg_transfer.codec import LENGTH, Aux, Between, Codec, Count, Name, Room, Text
+from disagg_transfer.contract import Cause, Role, Stage
+from disagg_transfer.errors import AuthenticationError, WireError
+
+PROTOCOL_VERSION: Final = 1
+MAX_HANDSHAKE_BYTES: Final = 4096  # a stranger can make us hold no more than this
+MAX_FRAME_BYTES: Final = 4 << 20
+MAC_BYTES: Final = 16
+
+Nonce = Annotated[bytes, Between(32, 32)]
+RequestId = Annotated[bytes, Between(16, 16)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    namespace: Name
+    deployment: Name
+    revision: Name
+    role: Role
+    pod: Name
+    incarnation: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    protocol: Count
+    identity: Identity
+    nonce: Nonce
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    protocol: Count
+    identity: Identity
+    nonce: Nonce
+    proof: Annotated[bytes, Between(0, 32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    proof: Annotated[bytes, Between(32, 32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentLayout:
+    name: Name
+    state_type: Name
+    type_version: Count
+    item_bytes: Count
+    layers: Count
+    dtype: Name
+    page_size: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    model: Name
+    page_size: Count
+    components: Annotated[tuple[ComponentLayout, ...], Between(0, 256)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Said when an engine registers. Offers are offsets into [arena_base, +arena_bytes)."""
+
+    epoch: Count
+    fingerprint: Fingerprint
+    fabric_name: Name
+    fabric_metadata: Annotated[bytes, Between(0, 1 << 20)]
+    arena_base: Annotated[int, Between(0, 2**64 - 1)]
+    arena_bytes: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineGone:
+    epoch: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """Decode claims a room of the engine registration `epoch`; `request` names this claim."""
+
+    room: Room
+    request: RequestId
+    epoch: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One payload. `index` counts the request's offers, so `last` tells how many there are."""
+
+    room: Room
+    request: RequestId
+    epoch: Count
+    index: Annotated[int, Between(0, 65535)]
+    last: bool
+    component: Name
+    chunk: Annotated[int, Between(0, 65535)]
+    chunks: Annotated[int, Between(1, 65536)]
+    items: Count
+    offset: Count
+    nbytes: Count
+    digest: Annotated[bytes, Between(0, 16)]
+    aux: Aux
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landed:
+    """Every byte is in decode's arena; asks whether the lease held all along."""
+
+    room: Room
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmed:
+    """The lease held: what landed is what was offered."""
+
+    room: Room
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Decode's engine has scattered it."""
+
+    room: Room
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    room: Room
+    request: RequestId
+    cause: Cause
+    stage: Stage
+    state_type: Name | None
+    component: Name | None
+    detail: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    pass
+
+
+HANDSHAKE: Final = Codec((Hello, Welcome, Proof))
+SESSION: Final = Codec(
+    (Layout, EngineGone, Want, Offer, Landed, Confirmed, Release, Failed, Ping),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """The bytes both proofs are taken over."""
+
+    hello: Hello
+    welcome: Welcome  # its own proof is left out
+
+    def digest(self) -> bytes:
+        bare = Welcome(
+            protocol=self.welcome.protocol,
+            identity=self.welcome.identity,
+            nonce=self.welcome.nonce,
+            proof=b"",
+        )
+        hello, welcome = HANDSHAKE.encode(self.hello), HANDSHAKE.encode(bare)
+        return hashlib.sha256(LENGTH.pack(len(hello)) + hello + welcome).digest()
+
+    def derive(self, key: bytes, purpose: bytes) -> bytes:
+        return hmac.digest(key, purpose + b"\0" + self.digest(), "sha256")
+
+
+def check_proof(transcript: Transcript, *, key: bytes, purpose: bytes, proof: bytes) -> None:
+    if not hmac.compare_digest(transcript.derive(key, purpose), proof):
+        raise AuthenticationError(
+            "the other side does not hold this deployment's key; "
+            "check that both pods mount the key Secret of the same revision"
+        )
+
+
+def check_identity(ours: Identity, theirs: Identity, *, protocol: int) -> None:
+    """A peer is of the same deployment and revision, and of the other role."""
+    if protocol != PROTOCOL_VERSION:
+        raise AuthenticationError(
+            f"protocol: peer {theirs.pod} speaks {protocol}, this agent {PROTOCOL_VERSION}; "
+            "run agent images of the same release"
+        )
+    for field in ("namespace", "deployment", "revision"):
+        mine, other = getattr(ours, field), getattr(theirs, field)
+        if mine != other:
+            raise AuthenticationError(
+                f"{field}: peer {theirs.pod} has {other!r}, this agent {mine!r}; "
+                "only agents of one deployment and revision are peers"
+            )
+    if ours.role == theirs.role:
+        raise AuthenticationError(
+            f"role: peer {theirs.pod} has {theirs.role.value!r} as this agent has; "
+            "a prefill agent talks to decode agents only"
+        )
+
+
+class Seal:
+    """One direction of a session: each frame's mac covers its place in the sequence."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._sequence = 0
+
+    def _mac(self, payload: bytes | memoryview) -> bytes:
+        mac = hashlib.blake2b(
+            self._sequence.to_bytes(8, "big"), key=self._key, digest_size=MAC_BYTES
+        )
+        mac.update(payload)
+        self._sequence += 1
+        return mac.digest()
+
+    def close(self, message: Any) -> bytes:
+        """The whole frame of a message, length included."""
+        payload = SESSION.encode(message)
+        return LENGTH.pack(MAC_BYTES + len(payload)) + self._mac(payload) + payload
+
+    def open(self, body: bytes) -> Any:
+        """The message of a frame's body; the sequence moves on even if it is refused."""
+        mac, payload = body[:MAC_BYTES], memoryview(body)[MAC_BYTES:]
+        if not hmac.compare_digest(self._mac(payload), mac):
+            raise WireError("a frame's mac is wrong: forged, repeated or out of sequence")
+        return SESSION.decode(payload)

@@ -1,0 +1,216 @@
+"""The agent's settings, from its environment; every bad value is refused by name."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from disagg_transfer import contract
+from disagg_transfer.arena import ALIGNMENT
+from disagg_transfer.contract import FaultSwitch, Integrity, Role, Stage
+from disagg_transfer.deadlines import Timeouts
+from disagg_transfer.errors import SettingsError, UnknownStateTypeError
+from disagg_transfer.registry import lookup
+
+# Long enough for a cold first connection (38 s were seen once, on RDMA, before warm-up).
+DEFAULT_TIMEOUT_S: Final = 30.0
+# A prefill queue is load, not a fault; its deadline is apart so that nobody calls it one.
+DEFAULT_QUEUE_TIMEOUT_S: Final = 120.0
+DEFAULT_ARENA_BYTES: Final = 256 << 20
+MAX_ARENA_BYTES: Final = 1 << 44
+MIN_KEY_BYTES: Final = 16
+MAX_TIMEOUT_S: Final = 24 * 3600.0
+_PEER = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    namespace: str
+    deployment: str
+    revision: str
+    role: Role
+    pod: str
+    group: str
+    rank: str
+    model: str
+    state_types: frozenset[str]  # canonical; empty: do not check the engine's
+    socket: Path
+    control_port: int  # 0: any free one
+    http_port: int  # 0: any free one
+    arena_bytes: int
+    key: bytes
+    peer_services: tuple[Address, ...]
+    timeouts: Timeouts
+    integrity: Integrity
+    fault_switch: FaultSwitch
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.socket.with_name("admin.sock")
+
+
+def from_environment(env: Mapping[str, str]) -> Settings:
+    arena_bytes = _number(
+        env, contract.ENV_ARENA_BYTES, DEFAULT_ARENA_BYTES, ALIGNMENT, MAX_ARENA_BYTES
+    )
+    return Settings(
+        namespace=_text(env, contract.ENV_NAMESPACE),
+        deployment=_text(env, contract.ENV_DEPLOYMENT),
+        revision=_text(env, contract.ENV_REVISION),
+        role=_member(env, contract.ENV_ROLE, Role, None),
+        pod=_text(env, contract.ENV_POD),
+        group=env.get(contract.ENV_GROUP, "0"),
+        rank=env.get(contract.ENV_RANK, "0"),
+        model=env.get(contract.ENV_MODEL, ""),
+        state_types=_state_types(env),
+        socket=Path(env.get(contract.ENV_SOCKET, contract.SOCKET_PATH)),
+        control_port=_number(env, contract.ENV_CONTROL_PORT, contract.CONTROL_PORT, 0, 65535),
+        http_port=_number(env, contract.ENV_HTTP_PORT, contract.HTTP_PORT, 0, 65535),
+        arena_bytes=-(-arena_bytes // ALIGNMENT) * ALIGNMENT,
+        key=_key(env),
+        peer_services=_peers(env),
+        timeouts=_timeouts(env),
+        integrity=_member(env, contract.ENV_INTEGRITY, Integrity, Integrity.ALWAYS),
+        fault_switch=_member(env, contract.ENV_FAULT_SWITCH, FaultSwitch, FaultSwitch.DISABLED),
+    )
+
+
+def parse_address(text: str) -> Address:
+    """host, host:port or [v6]:port; the port is the agents' own unless given."""
+    match = _PEER.match(text)
+    port = int(match["port"] or contract.CONTROL_PORT) if match else 0
+    if match is None or not 0 < port <= 65535:
+        raise SettingsError(f"{text!r} is not host or host:port with a port of 1..65535")
+    return Address(host=match["host"].strip("[]"), port=port)
+
+
+def _text(env: Mapping[str, str], name: str) -> str:
+    value = env.get(name, "")
+    if not 0 < len(value) <= 253:
+        raise SettingsError(f"{name}: {value!r} must be 1 to 253 characters; the operator sets it")
+    return value
+
+
+def _number(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = env.get(name, "")
+    if not text:
+        return default
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise SettingsError(f"{name}: {text!r} is not a whole number within {low}..{high}")
+    return int(text)
+
+
+_Member = TypeVar("_Member", bound=StrEnum)
+
+
+def _member(
+    env: Mapping[str, str], name: str, kind: type[_Member], default: _Member | None
+) -> _Member:
+    text = env.get(name, "")
+    if not text and default is not None:
+        return default
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise SettingsError(f"{name}: {text!r} is not one of {', '.join(kind)}") from error
+
+
+def _state_types(env: Mapping[str, str]) -> frozenset[str]:
+    names = [part.strip() for part in env.get(contract.ENV_STATE_TYPES, "").split(",")]
+    try:
+        return frozenset(lookup(name).name for name in names if name)
+    except UnknownStateTypeError as error:
+        raise SettingsError(f"{contract.ENV_STATE_TYPES}: {error}") from error
+
+
+def _key(env: Mapping[str, str]) -> bytes:
+    path = Path(env.get(contract.ENV_KEY_FILE, contract.KEY_PATH))
+    try:
+        raw = path.read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(
+            f"{contract.ENV_KEY_FILE}: cannot read {path}: {error.strerror}; "
+            "mount the deployment's key Secret there"
+        ) from error
+    if len(raw) % 2 == 0 and re.fullmatch(rb"[0-9a-fA-F]{32,}", raw):
+        raw = bytes.fromhex(raw.decode())
+    if len(raw) < MIN_KEY_BYTES:
+        raise SettingsError(
+            f"{contract.ENV_KEY_FILE}: {path} holds {len(raw)} bytes, "
+            f"at least {MIN_KEY_BYTES} are needed"
+        )
+    return raw
+
+
+def _peers(env: Mapping[str, str]) -> tuple[Address, ...]:
+    names = [part.strip() for part in env.get(contract.ENV_PEER_SERVICE, "").split(",")]
+    try:
+        return tuple(parse_address(name) for name in names if name)
+    except SettingsError as error:
+        raise SettingsError(f"{contract.ENV_PEER_SERVICE}: {error}") from error
+
+
+def _timeouts(env: Mapping[str, str]) -> Timeouts:
+    name = contract.ENV_TIMEOUTS
+    try:
+        value = json.loads(env.get(name) or "{}")
+    except ValueError as error:
+        raise SettingsError(f"{name}: not JSON: {error}") from error
+    if not isinstance(value, dict) or value.keys() - {"default", "stages", "stateTypes"}:
+        raise SettingsError(f"{name}: must be an object of default, stages and stateTypes")
+    stages = {
+        _stage(key): _seconds(f"{name}.stages.{key}", seconds)
+        for key, seconds in _object(f"{name}.stages", value.get("stages")).items()
+    }
+    state_types = {
+        _type_name(key): _seconds(f"{name}.stateTypes.{key}", seconds)
+        for key, seconds in _object(f"{name}.stateTypes", value.get("stateTypes")).items()
+    }
+    default_s = _seconds(f"{name}.default", value.get("default", DEFAULT_TIMEOUT_S))
+    stages.setdefault(Stage.QUEUE, max(DEFAULT_QUEUE_TIMEOUT_S, default_s))
+    return Timeouts(default_s=default_s, stages=stages, state_types=state_types)
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"{name}: {value!r} is not an object of seconds by name")
+    return value
+
+
+def _stage(name: str) -> Stage:
+    try:
+        return Stage(name)
+    except ValueError as error:
+        raise SettingsError(
+            f"{contract.ENV_TIMEOUTS}.stages: {name!r} is not one of {', '.join(Stage)}"
+        ) from error
+
+
+def _type_name(name: str) -> str:
+    try:
+        return lookup(name).name
+    except UnknownStateTypeError as error:
+        raise SettingsError(f"{contract.ENV_TIMEOUTS}.stateTypes: {error}") from error
+
+
+def _seconds(name: str, value: Any) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not 0 < value <= MAX_TIMEOUT_S:
+        raise SettingsError(f"{name}: {value!r} is not seconds within 0..{MAX_TIMEOUT_S:.0f}")
+    return float(value)
