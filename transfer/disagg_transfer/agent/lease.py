@@ -16,7 +16,6 @@ class Claim:
 
     session: Session
     request: bytes
-    at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,196 @@
+"""Every lease of a prefill agent, the claims that came early, and how each of them ends."""
+
+import asyncio
+from typing import Final
+
+from disagg_transfer.agent.engine import Engine
+from disagg_transfer.agent.lease import Claim, Lease
+from disagg_transfer.agent.outcomes import Outcomes
+from disagg_transfer.agent.relay import misuse, restaged, tell
+from disagg_transfer.agent.session import Session
+from disagg_transfer.agent.storage import Storage
+from disagg_transfer.arena import Span
+from disagg_transfer.contract import Cause, Stage
+from disagg_transfer.deadlines import Timeouts
+from disagg_transfer.errors import TransferFailed
+
+REMEMBER_S: Final = 60.0  # how long a failed room's late claim or begin is still told why
+MAX_CLAIMS: Final = 4096  # rooms wanted and not begun
+SWEEP_S: Final = 0.25
+_CLAIMED_STAGES: Final = (
+    Stage.NOTIFY,
+    Stage.ALLOCATE,
+    Stage.POST,
+    Stage.WIRE,
+    Stage.SCATTER,
+)
+_GRACE_S: Final = 5.0  # decode, which owns these deadlines, tells first
+
+
+class LeaseBook:
+    def __init__(
+        self, *, pod: str, storage: Storage, outcomes: Outcomes, timeouts: Timeouts
+    ) -> None:
+        self._pod, self._storage = pod, storage
+        self._outcomes, self._timeouts = outcomes, timeouts
+        self.engine: Engine | None = None
+        self._leases: dict[int, Lease] = {}
+        self._claims: dict[int, Claim] = {}  # for rooms not begun
+        self._failed: dict[int, tuple[float, TransferFailed]] = {}
+        self._orphans: dict[str, list[Span]] = {}  # by the engine process that may write there
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        return tuple(self._leases.values())
+
+    def find(self, room: int) -> Lease | None:
+        return self._leases.get(room)
+
+    def get(self, room: int) -> Lease:
+        lease = self._leases.get(room)
+        if lease is None:
+            raise misuse(f"room {room} has not begun, or has ended")
+        return lease
+
+    async def run(self) -> None:
+        """Expire what nobody comes for."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._sweep(self._now())
+
+    # -- beginnings
+
+    def begin(self, room: int) -> None:
+        if room in self._leases:
+            raise misuse(f"room {room} is in flight; every request needs a room of its own")
+        _, failure = self._failed.pop(room, (0.0, None))
+        if failure is not None:
+            raise failure
+        now = self._now()
+        self._leases[room] = Lease(room, now, now, claim=self._claims.pop(room, None))
+
+    def claim(self, room: int, claim: Claim) -> Lease | None:
+        """Take a claim in, which may come before the room begins; raises when it cannot be had."""
+        if room in self._failed:
+            raise self._failed.pop(room)[1]
+        lease = self._leases.get(room)
+        taken = lease.claim if lease else self._claims.get(room)
+        if taken is not None or (lease is not None and lease.ended):
+            pod = taken.session.peer.pod if taken else "nobody"
+            raise misuse(f"room {room} is claimed already, by {pod}")
+        if lease is not None:
+            lease.claim, lease.moved_at = claim, self._now()
+        elif len(self._claims) >= MAX_CLAIMS:
+            raise misuse(f"{MAX_CLAIMS} rooms are wanted and not begun")
+        else:
+            self._claims[room] = claim
+        return lease
+
+    # -- ends
+
+    def fail(self, lease: Lease, failure: TransferFailed, *, relay: bool = True) -> None:
+        if lease.ended:
+            return
+        lease.failure = failure
+        if not lease.landed:
+            for held in lease.held:
+                self._storage.free(held.span)
+        if lease.claim is None:
+            self._failed[lease.room] = (self._now(), failure)
+        elif relay:
+            tell(lease.claim.session, room=lease.room, request=lease.claim.request, failure=failure)
+        pod = lease.claim.session.peer.pod if lease.claim else ""
+        self._record(lease.room, failure, pod)
+        lease.changed.fire()
+
+    def fail_claim(
+        self, room: int, failure: TransferFailed, *, session: Session, request: bytes
+    ) -> None:
+        """Decode gives up: the lease, or the claim that came before one."""
+        lease = self._leases.get(room)
+        claim = lease.claim if lease else self._claims.get(room)
+        if claim is None or claim.session is not session or claim.request != request:
+            return
+        if lease is not None:
+            self.fail(lease, failure, relay=False)
+            return
+        del self._claims[room]
+        self._failed[room] = (self._now(), failure)
+        self._record(room, failure, session.peer.pod)
+
+    def close(self, lease: Lease) -> None:
+        """The engine has learned how the room ended, and writes no more of it."""
+        for span in lease.written.values():
+            self._storage.free(span)
+        lease.written.clear()
+        if self._leases.get(lease.room) is lease:
+            del self._leases[lease.room]
+
+    def lose_session(self, session: Session, failure: TransferFailed) -> None:
+        for lease in self.leases:
+            if lease.claim is not None and lease.claim.session is session:
+                told = restaged(failure, lease.stage)
+                self.fail(lease, told, relay=False)
+        for room in [room for room, claim in self._claims.items() if claim.session is session]:
+            del self._claims[room]
+
+    def adopt_engine(self, engine: Engine) -> None:
+        """A pod has one engine process at a time: another one's registration ends the earlier."""
+        self.engine = engine
+        for gone in [key for key in self._orphans if key != engine.instance]:
+            for span in self._orphans.pop(gone):
+                self._storage.settle(span)
+
+    def lose_engine(self) -> None:
+        """What the lost engine was writing is out of reach until its process is surely gone."""
+        engine = self.engine
+        assert engine is not None
+        for lease in self.leases:
+            self.fail(lease, self.engine_lost(lease.stage))
+            for span in lease.written.values():
+                self._storage.quarantine(span)
+            self._orphans.setdefault(engine.instance, []).extend(lease.written.values())
+        self._leases.clear()
+        failure = self.engine_lost(Stage.QUEUE)
+        for room, claim in self._claims.items():
+            tell(claim.session, room=room, request=claim.request, failure=failure)
+        self._claims.clear()
+        self.engine = None
+
+    def engine_lost(self, stage: Stage) -> TransferFailed:
+        detail = f"the engine of prefill pod {self._pod} is not connected to its agent"
+        return TransferFailed(Cause.ENGINE_LOST, stage=stage, detail=detail)
+
+    def _record(self, room: int, failure: TransferFailed, decode_pod: str) -> None:
+        self._outcomes.failed(
+            failure,
+            room=room,
+            state_types=self.engine.state_types if self.engine else (),
+            prefill_pod=self._pod,
+            decode_pod=decode_pod,
+        )
+
+    def _sweep(self, now: float) -> None:
+        for lease in self.leases:
+            limit, failure = self._patience(lease)
+            if not lease.ended and lease.last_offered and now - lease.moved_at > limit:
+                self.fail(lease, failure)
+            if lease.ended and not lease.written and now - lease.moved_at > limit + REMEMBER_S:
+                del self._leases[lease.room]
+        for room, (at, _) in list(self._failed.items()):
+            if now - at > REMEMBER_S:
+                del self._failed[room]
+
+    def _patience(self, lease: Lease) -> tuple[float, TransferFailed]:
+        if lease.claim is None:
+            limit = self._timeouts.limit(Stage.QUEUE)
+            detail = f"offered, and no decode agent claimed the room within {limit:g} s"
+            return limit, TransferFailed(Cause.TIMEOUT, stage=Stage.QUEUE, detail=detail)
+        limit = sum(self._timeouts.limit(stage) for stage in _CLAIMED_STAGES) + _GRACE_S
+        detail = f"decode has neither taken it nor failed within {limit:g} s"
+        pod = lease.claim.session.peer.pod
+        return limit, TransferFailed(Cause.TIMEOUT, stage=lease.stage, detail=detail, peer_pod=pod)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
