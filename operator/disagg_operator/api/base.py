@@ -42,6 +42,17 @@ Quantity = Annotated[
     ),
 ]
 
+Bytes = Annotated[
+    int | str,
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "minimum": 1,
+            "pattern": r"^[1-9][0-9]*([KMGT]i|[kMGT])?$",
+        }
+    ),
+]
+
 Replicas = Annotated[int, Field(ge=0, le=1000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Argument = Annotated[str, Field(min_length=1, max_length=1024)]

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from disagg_operator import names
 from disagg_operator.api.base import ApiModel, Argument, Quantity
 from disagg_operator.api.rules import Extra, cel_list, keyed_by, quoted, rule, rules
 
-_PRESERVE: Extra = {"x-kubernetes-preserve-unknown-fields": True}
+_PRESERVE: JsonDict = {"x-kubernetes-preserve-unknown-fields": True}
 _PREFIX = quoted(names.RESERVED_ENV_PREFIX)
 
 
@@ -58,7 +59,7 @@ class Resources(ApiModel):
 class ContainerOverlay(ApiModel):
     """One container, merged by name into the pod's."""
 
-    model_config = {**ApiModel.model_config, "extra": "allow", "json_schema_extra": _PRESERVE}
+    model_config = ConfigDict(extra="allow", json_schema_extra=_PRESERVE)
 
     name: str = Field(min_length=1, max_length=63, description="Name of the container.")
 
@@ -81,7 +82,7 @@ def _reserved(*containers: str) -> Extra:
 class PodSpecOverlay(ApiModel):
     """Any field of a pod's spec; the operator's own fields win over it."""
 
-    model_config = {**ApiModel.model_config, "extra": "allow", "json_schema_extra": _PRESERVE}
+    model_config = ConfigDict(extra="allow", json_schema_extra=_PRESERVE)
 
     containers: tuple[ContainerOverlay, ...] = Field(
         (),
@@ -92,7 +93,7 @@ class PodSpecOverlay(ApiModel):
     init_containers: tuple[ContainerOverlay, ...] = Field(
         (),
         max_length=16,
-        description="Init containers, started before the transfer agent.",
+        description="Init containers, run after the transfer agent has started.",
         json_schema_extra=_reserved(names.CONTAINER_AGENT, names.CONTAINER_ENGINE),
     )
 

@@ -1,15 +1,14 @@
 """Durations and quantities as Kubernetes writes them, and what they mean."""
 
 import re
-from decimal import Decimal
 
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGTPE]i|[kMGTPE])?")
-_FACTORS = {
+_QUANTITY = re.compile(r"([0-9]+)([KMGT]i|[kMGT])?")
+_FACTORS: dict[str, int] = {
     "": 1,
-    **{f"{letter}i": 1024**power for power, letter in enumerate("KMGTPE", start=1)},
-    **{letter: 1000**power for power, letter in enumerate("kMGTPE", start=1)},
+    **{f"{letter}i": 1024**power for power, letter in enumerate("KMGT", start=1)},
+    **{letter: 1000**power for power, letter in enumerate("kMGT", start=1)},
 }
 
 
@@ -25,5 +24,5 @@ def quantity_bytes(value: int | str) -> int:
     """Bytes of a quantity such as 67108864, 64Mi or 4G."""
     match = _QUANTITY.fullmatch(str(value))
     if match is None:
-        raise ValueError(f"quantity {value!r} is not a number with Ki, Mi, Gi, k, M or G")
-    return int(Decimal(match[1]) * _FACTORS[match[2] or ""])
+        raise ValueError(f"quantity {value!r} is not a number with Ki, Mi, Gi, Ti, k, M, G or T")
+    return int(match[1]) * _FACTORS[match[2] or ""]

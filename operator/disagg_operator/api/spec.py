@@ -1,9 +1,12 @@
-"""`spec`: what a user writes. Every limit is in the schema or is a CEL rule, so that it is refused
-at apply; nothing here is checked a second time in Python."""
+"""`spec`: what a user writes.
 
-from typing import Annotated, Literal
+Every limit is in the schema or is a CEL rule, so that it is refused at apply; nothing here is
+checked a second time in Python.
+"""
 
-from pydantic import Field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
 
 from disagg_operator import names
 from disagg_operator.api import spec_rules
@@ -154,10 +157,7 @@ class RouterSpec(ApiModel):
 class DisaggDeploymentSpec(ApiModel):
     """Disaggregated serving of one model: prefill pods, decode pods, a router."""
 
-    model_config = {
-        **ApiModel.model_config,
-        "json_schema_extra": rules(*spec_rules.SPEC_RULES),
-    }
+    model_config = ConfigDict(json_schema_extra=rules(*spec_rules.SPEC_RULES))
 
     model: ModelSpec = Field(description="The model that both roles serve.")
     engine: EngineSpec = Field(EngineSpec(), description="The inference engine of both roles.")
@@ -166,9 +166,18 @@ class DisaggDeploymentSpec(ApiModel):
     transfer: TransferSpec = Field(TransferSpec(), description="How state moves between pods.")
     router: RouterSpec = Field(RouterSpec(), description="What requests come in through.")
     paused: bool = Field(
-        False,  # noqa: FBT003
+        False,
         description="True: nothing is created, changed or deleted; the status is kept up.",
     )
 
     def role(self, role: str) -> RoleSpec:
         return self.roles.prefill if role == names.PREFILL else self.roles.decode
+
+
+class DisaggDeployment(ApiModel):
+    """A whole manifest."""
+
+    api_version: Literal["disagg.dev/v1alpha1"]
+    kind: Literal["DisaggDeployment"]
+    metadata: dict[str, Any]
+    spec: DisaggDeploymentSpec

@@ -6,7 +6,8 @@ refused here, because the API server would refuse it later or, worse, prune fiel
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
@@ -51,55 +52,69 @@ class NotStructuralError(ValueError):
     """A model says something that a Kubernetes schema cannot."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where in the schema: the fields for messages, the models to see one inside itself."""
+
+    defs: Mapping[str, Any]
+    path: tuple[str, ...]
+    models: tuple[str, ...] = ()
+
+    def at(self, name: str) -> "_Place":
+        return replace(self, path=(*self.path, name))
+
+    def inside(self, model: str) -> "_Place":
+        if model in self.models:
+            _refuse(self, f"{model} refers to itself, and a structural schema cannot")
+        return replace(self, models=(*self.models, model))
+
+
 def structural(model: type[BaseModel]) -> Schema:
     schema = model.model_json_schema(by_alias=True, mode="validation")
-    defs = schema.pop("$defs", {})
-    return _node(schema, defs, (model.__name__,))
+    place = _Place(defs=schema.pop("$defs", {}), path=(model.__name__,))
+    return _node(schema, place)
 
 
-def _node(raw: Mapping[str, Any], defs: Mapping[str, Any], path: tuple[str, ...]) -> Schema:
-    node = _flat(raw, defs, path)
+def _node(raw: Mapping[str, Any], place: _Place) -> Schema:
+    node, place = _flat(raw, place)
     for keyword in _DROPPED:
         node.pop(keyword, None)
-    _close(node, path)
+    _close(node, place)
     _integer(node)
     _default(node)
-    _bounded(node, path)
+    _bounded(node, place)
     if "properties" in node:
-        node["properties"] = {
-            name: _node(value, defs, (*path, name)) for name, value in node["properties"].items()
-        }
+        fields = node["properties"].items()
+        node["properties"] = {name: _node(value, place.at(name)) for name, value in fields}
     for keyword in ("items", "additionalProperties"):
         if keyword in node:
-            node[keyword] = _node(node[keyword], defs, (*path, keyword))
-    return _ordered(node, path)
+            node[keyword] = _node(node[keyword], place.at(keyword))
+    return _ordered(node, place)
 
 
-def _flat(raw: Mapping[str, Any], defs: Mapping[str, Any], path: tuple[str, ...]) -> Schema:
+def _flat(raw: Mapping[str, Any], place: _Place) -> tuple[Schema, _Place]:
     """No `$ref`, no union with null, no `const`."""
-    node = dict(raw)
+    node, base = dict(raw), Schema()
     if "$ref" in node:
         name = node.pop("$ref").removeprefix("#/$defs/")
-        if path.count(f"<{name}>"):
-            _refuse(path, f"{name} refers to itself, and a structural schema cannot")
-        node = {**_flat(defs[name], defs, (*path, f"<{name}>")), **node}
-    if "const" in node:
-        node["enum"] = [node.pop("const")]
-    if "anyOf" in node and not node.get(_INT_OR_STRING):
+        base, place = _flat(place.defs[name], place.inside(name))
+    elif "anyOf" in node and not node.get(_INT_OR_STRING):
         kinds = [kind for kind in node.pop("anyOf") if kind != {"type": "null"}]
         if len(kinds) != 1:
-            _refuse(path, f"a union of {len(kinds)} types; use one object with optional members")
-        node = {**_flat(kinds[0], defs, path), **node}
-    return node
+            _refuse(place, f"a union of {len(kinds)} types; use one object with optional members")
+        base, place = _flat(kinds[0], place)
+    if "const" in node:
+        node["enum"] = [node.pop("const")]
+    return {**base, **node}, place
 
 
-def _close(node: Schema, path: tuple[str, ...]) -> None:
+def _close(node: Schema, place: _Place) -> None:
     """Open objects say so by the extension, closed ones by saying nothing."""
     extra = node.get("additionalProperties")
     if extra is True and "properties" not in node:
         node[_PRESERVE] = True
     if extra is True and not node.get(_PRESERVE):
-        _refuse(path, "allows extra fields; say so with x-kubernetes-preserve-unknown-fields")
+        _refuse(place, "allows extra fields; say so with x-kubernetes-preserve-unknown-fields")
     if isinstance(extra, bool):
         del node["additionalProperties"]
 
@@ -117,23 +132,22 @@ def _default(node: Schema) -> None:
         node["default"] = {}
 
 
-def _bounded(node: Schema, path: tuple[str, ...]) -> None:
+def _bounded(node: Schema, place: _Place) -> None:
     """CEL's cost estimate, and etcd, want every collection to have an end."""
     if node.get("type") == "array" and "maxItems" not in node:
-        _refuse(path, "a list without max_length")
+        _refuse(place, "a list without max_length")
     if "additionalProperties" in node and "maxProperties" not in node:
-        _refuse(path, "a map without max_length")
+        _refuse(place, "a map without max_length")
 
 
-def _ordered(node: Schema, path: tuple[str, ...]) -> Schema:
+def _ordered(node: Schema, place: _Place) -> Schema:
     unknown = sorted(set(node) - set(_KEYWORDS))
     if unknown:
-        _refuse(path, f"keyword {', '.join(unknown)}; allowed: {', '.join(_KEYWORDS)}")
+        _refuse(place, f"keyword {', '.join(unknown)}; allowed: {', '.join(_KEYWORDS)}")
     if _RULES in node:
         node[_RULES] = [dict(sorted(rule.items(), reverse=True)) for rule in node[_RULES]]
     return {keyword: node[keyword] for keyword in _KEYWORDS if keyword in node}
 
 
-def _refuse(path: tuple[str, ...], problem: str) -> None:
-    where = ".".join(part for part in path if not part.startswith("<"))
-    raise NotStructuralError(f"{where}: {problem}")
+def _refuse(place: _Place, problem: str) -> NoReturn:
+    raise NotStructuralError(f"{'.'.join(place.path)}: {problem}")

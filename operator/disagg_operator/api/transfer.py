@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from disagg_operator.api.base import ApiModel, Duration, Image, Quantity
+from disagg_operator.api.base import ApiModel, Bytes, Duration, Image
 from disagg_operator.api.pods import Resources
 
 
@@ -19,7 +19,7 @@ class AgentSpec(ApiModel):
         description="Resources of the agent; its memory limit must hold the arena. A small default"
         " is used for what is left out.",
     )
-    arena_bytes: Quantity | None = Field(
+    arena_bytes: Bytes | None = Field(
         None,
         description="Memory that payloads pass through, such as 4Gi: room for the requests in"
         " flight at once. 64Mi for the reference engine and 4Gi on H200 when left out.",

@@ -1,9 +1,10 @@
 """Objects of a deployment, from its spec alone: pure functions that return plain dicts."""
 
+from disagg_operator.render.agents import state_types
 from disagg_operator.render.images import Images
 from disagg_operator.render.pods import pod
 from disagg_operator.render.revisions import revision
-from disagg_operator.render.routers import router_deployment, router_service
+from disagg_operator.render.routers import router_deployment, router_service, router_url
 from disagg_operator.render.services import key_secret, peer_service
 
 __all__ = [
@@ -14,4 +15,6 @@ __all__ = [
     "revision",
     "router_deployment",
     "router_service",
+    "router_url",
+    "state_types",
 ]

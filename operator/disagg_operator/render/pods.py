@@ -1,13 +1,99 @@
-"""Pods of a group."""
+"""Pods of a group, in three layers: defaults, the manifest's overlay, and what stays ours."""
 
 from typing import Any
 
+from disagg_operator import names
 from disagg_operator.api.resource import Deployment
+from disagg_operator.render import agents, engines
 from disagg_operator.render.images import Images
+from disagg_operator.render.metadata import labels, metadata
+from disagg_operator.render.overlay import merged
+from disagg_operator.render.profiles import Profile, profile
+from disagg_operator.render.slots import Slot
+
+Object = dict[str, Any]
+
+_ENGINE_TMP = "engine-tmp"
+_SHARED_MEMORY = "shared-memory"
+_GRACE_S = {"reference": 10, "sglang": 30, "custom": 30}
 
 
 def pod(
     deployment: Deployment, *, role: str, group: int, rank: int, revision: str, images: Images
-) -> dict[str, Any]:
+) -> Object:
     """One pod of a group; immutable, so a changed spec means another revision."""
-    raise NotImplementedError
+    slot = Slot(deployment=deployment, role=role, group=group, rank=rank, revision=revision)
+    hardware = profile(deployment.spec.hardware.profile, role=slot.role_spec)
+    defaults = {"spec": _defaults(slot, profile=hardware, images=images)}
+    layered = merged(merged(defaults, _overlay(slot)), _owned(slot, profile=hardware))
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": layered["metadata"],
+        "spec": layered["spec"],
+    }
+
+
+def _defaults(slot: Slot, *, profile: Profile, images: Images) -> Object:
+    spec = slot.deployment.spec
+    secrets = [{"name": secret.name} for secret in spec.engine.image_pull_secrets]
+    return {
+        **({"imagePullSecrets": secrets} if secrets else {}),
+        "terminationGracePeriodSeconds": _GRACE_S[spec.engine.type],
+        "automountServiceAccountToken": False,
+        # Variables for every Service of the namespace help nobody and cost start-up time.
+        "enableServiceLinks": False,
+        "securityContext": profile.pod_security,
+        **profile.pod_fields,
+        "initContainers": [agents.agent_container(slot, profile=profile, images=images)],
+        "containers": [
+            {
+                **engines.engine_container(slot, profile=profile, images=images),
+                "volumeMounts": [{"name": _ENGINE_TMP, "mountPath": "/tmp"}],  # noqa: S108
+            }
+        ],
+        "volumes": [{"name": _ENGINE_TMP, "emptyDir": {}}],
+    }
+
+
+def _overlay(slot: Slot) -> Object:
+    """Only what the manifest says, not what the server filled in."""
+    template = slot.role_spec.template
+    return template.model_dump(by_alias=True, exclude_defaults=True, mode="json")
+
+
+def _owned(slot: Slot, *, profile: Profile) -> Object:
+    own = labels(slot.deployment, component=slot.role, revision=slot.revision)
+    own |= {names.LABEL_GROUP: str(slot.group), names.LABEL_RANK: str(slot.rank)}
+    mounts: list[Object] = [{"name": agents.RUN_VOLUME, "mountPath": agents.RUN_PATH}]
+    if profile.shared_memory:
+        mounts.append({"name": _SHARED_MEMORY, "mountPath": "/dev/shm"})  # noqa: S108
+    engine = {
+        "name": names.CONTAINER_ENGINE,
+        "env": engines.owned_env(slot),
+        "volumeMounts": mounts,
+    }
+    return {
+        "metadata": metadata(slot.deployment, name=slot.name, labels=own),
+        "spec": {
+            "restartPolicy": "Always",
+            "hostname": slot.name,
+            "subdomain": slot.service,
+            "containers": [engine],
+            "volumes": _volumes(slot, profile=profile),
+        },
+    }
+
+
+def _volumes(slot: Slot, *, profile: Profile) -> list[Object]:
+    secret = names.key_secret_name(slot.deployment.name, revision=slot.revision)
+    volumes: list[Object] = [
+        {"name": agents.RUN_VOLUME, "emptyDir": {}},
+        {"name": agents.TMP_VOLUME, "emptyDir": {}},
+        # Readable by the pod's group, which fsGroup makes the agent's own.
+        {"name": agents.KEY_VOLUME, "secret": {"secretName": secret, "defaultMode": 0o440}},
+    ]
+    if profile.shared_memory:
+        memory = {"medium": "Memory", "sizeLimit": profile.shared_memory}
+        volumes.append({"name": _SHARED_MEMORY, "emptyDir": memory})
+    return volumes

@@ -1,17 +1,142 @@
-"""The router of a revision and the Service that clients use."""
+"""The router of a revision, and the Service that clients use."""
 
 from typing import Any
 
+from disagg_operator import names
 from disagg_operator.api.resource import Deployment
-from disagg_operator.render.images import Images
+from disagg_operator.render.images import Images, router_image
+from disagg_operator.render.metadata import labels, metadata, stamped
+from disagg_operator.render.probes import http_probe
+from disagg_operator.render.profiles import RESTRICTED_CONTAINER, RESTRICTED_POD
+from disagg_operator.render.services import selector, service_port
+from disagg_operator.render.slots import leaders
+from disagg_transfer import contract
+
+Object = dict[str, Any]
+
+_METRICS_PORT = 29000
+# A worker is out after two missed checks and in again after one good one. A request is tried once:
+# a second try would pull under a room that may still hold the first one's state.
+_FLAGS = (
+    ("--prometheus-host", "0.0.0.0"),  # noqa: S104
+    ("--prometheus-port", str(_METRICS_PORT)),
+    ("--policy", "round_robin"),
+    ("--disable-retries",),
+    ("--disable-circuit-breaker",),
+    ("--health-check-interval-secs", "2"),
+    ("--health-check-timeout-secs", "2"),
+    ("--health-failure-threshold", "2"),
+    ("--health-success-threshold", "1"),
+    ("--worker-startup-check-interval", "1"),
+    # The router starts before its workers and must not give them up while weights load.
+    ("--worker-startup-timeout-secs", "86400"),
+    ("--request-timeout-secs", "600"),
+    ("--shutdown-grace-period-secs", "20"),
+    ("--log-level", "info"),
+)
 
 
-def router_deployment(deployment: Deployment, *, revision: str, images: Images) -> dict[str, Any]:
-    """Deployment of the router, with the workers of this revision; call it only for router.type sglang
-    and replicas above 0."""
-    raise NotImplementedError
+def router_deployment(deployment: Deployment, *, revision: str, images: Images) -> Object:
+    """Deployment of the router with the workers of this revision, for router.type sglang.
+
+    No pods while the deployment is scaled to zero.
+    """
+    own = labels(deployment, component=names.ROUTER, revision=revision)
+    name = names.router_name(deployment.name, revision=revision)
+    selected = selector(deployment, role=names.ROUTER, revision=revision)
+    wanted = deployment.spec.router.replicas if deployment.spec.roles.prefill.replicas else 0
+    return stamped(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata(deployment, name=name, labels=own),
+            "spec": {
+                "replicas": wanted,
+                "revisionHistoryLimit": 1,
+                "selector": {"matchLabels": selected},
+                "strategy": {
+                    "type": "RollingUpdate",
+                    "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+                },
+                "template": {
+                    "metadata": {"labels": own},
+                    "spec": _pod_spec(deployment, revision=revision, images=images),
+                },
+            },
+        }
+    )
 
 
-def router_service(deployment: Deployment, *, revision: str) -> dict[str, Any]:
+def router_service(deployment: Deployment, *, revision: str) -> Object:
     """Service `{name}`: to the router of the revision that serves."""
-    raise NotImplementedError
+    own = labels(deployment, component=names.ROUTER)
+    return stamped(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(deployment, name=deployment.name, labels=own),
+            "spec": {
+                "type": "ClusterIP",
+                "selector": selector(deployment, role=names.ROUTER, revision=revision),
+                "ports": [service_port("http", deployment.spec.router.port)],
+            },
+        }
+    )
+
+
+def router_url(deployment: Deployment) -> str:
+    """Where requests go, inside the cluster; empty without a router of ours."""
+    if deployment.spec.router.type != "sglang":
+        return ""
+    return f"http://{deployment.name}.{deployment.namespace}.svc:{deployment.spec.router.port}"
+
+
+def _pod_spec(deployment: Deployment, *, revision: str, images: Images) -> Object:
+    secrets = [{"name": item.name} for item in deployment.spec.engine.image_pull_secrets]
+    return {
+        **({"imagePullSecrets": secrets} if secrets else {}),
+        "terminationGracePeriodSeconds": 30,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": RESTRICTED_POD,
+        "containers": [_container(deployment, revision=revision, images=images)],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+    }
+
+
+def _container(deployment: Deployment, *, revision: str, images: Images) -> Object:
+    port = deployment.spec.router.port
+    return {
+        "name": names.CONTAINER_ROUTER,
+        "image": router_image(deployment, images),
+        "imagePullPolicy": deployment.spec.engine.image_pull_policy,
+        "command": ["python3", "-m", "sglang_router.launch_router"],
+        "args": _args(deployment, revision=revision),
+        "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108
+        "ports": [
+            {"name": "http", "containerPort": port, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": _METRICS_PORT, "protocol": "TCP"},
+        ],
+        "resources": {
+            "requests": {"cpu": "50m", "memory": "128Mi"},
+            "limits": {"memory": "1Gi"},
+        },
+        "startupProbe": http_probe("/health", port, budget_s=120, period_s=1),
+        # 200 once it has a healthy worker of each role.
+        "readinessProbe": http_probe("/readiness", port, budget_s=4),
+        "livenessProbe": http_probe("/health", port, budget_s=30, period_s=5),
+        "securityContext": RESTRICTED_CONTAINER,
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+    }
+
+
+def _args(deployment: Deployment, *, revision: str) -> list[str]:
+    """Exactly the workers of this revision: no request pairs pods of two revisions."""
+    args = ["--pd-disaggregation"]
+    engine = deployment.spec.engine.port
+    for slot in leaders(deployment, role=names.PREFILL, revision=revision):
+        args += ["--prefill", f"http://{slot.address}:{engine}", str(contract.CONTROL_PORT)]
+    for slot in leaders(deployment, role=names.DECODE, revision=revision):
+        args += ["--decode", f"http://{slot.address}:{engine}"]
+    args += ["--host", "0.0.0.0", "--port", str(deployment.spec.router.port)]  # noqa: S104
+    return [*args, *(part for flag in _FLAGS for part in flag), *deployment.spec.router.args]

@@ -1,0 +1,10 @@
+"""Keeps the standard library's `operator` while pytest imports tests under operator/.
+
+In importlib mode pytest names such a test `operator.tests.NAME` and imports the parents first; a
+parent without `__path__` it replaces in `sys.modules` by a namespace package, and everything that
+imports `operator` later fails. With a `__path__` the real module stays.
+"""
+
+import operator
+
+operator.__path__ = []  # type: ignore[attr-defined]

@@ -1,0 +1,266 @@
+"""The real API server against a table of manifests: what it refuses, and with which words."""
+
+import json
+
+import pytest
+from kubernetes import client
+from kubernetes.client.rest import ApiException
+
+from disagg_operator import names
+
+pytestmark = pytest.mark.api
+
+H200_ROLE = {"gpusPerNode": 8, "parallelism": {"tp": 8}}
+H200 = {"hardware": {"profile": "h200"}, "engine": {"type": "sglang", "image": "x"}}
+
+
+def create(api, spec, *, name="tiny"):
+    model = {"source": "tiny-qwen3-next", **spec.get("model", {})}
+    body = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {**spec, "model": model},
+    }
+    return client.CustomObjectsApi(api).create_namespaced_custom_object(
+        names.GROUP,
+        names.VERSION,
+        "default",
+        names.PLURAL,
+        body,
+        dry_run="All",
+        field_validation="Strict",
+    )
+
+
+def refusal(call):
+    with pytest.raises(ApiException) as refused:
+        call()
+    assert refused.value.status in {400, 422}
+    return json.loads(refused.value.body)["message"]
+
+
+ALLOWED = {
+    "only a model": {},
+    "every state type": {"model": {"stateTypes": ["kv", "mamba", "swa", "nsa"]}},
+    "the newer name of nsa": {"model": {"stateTypes": ["kv", "dsa"]}},
+    "both roles at zero": {"roles": {"prefill": {"replicas": 0}, "decode": {"replicas": 0}}},
+    "full nodes of GPUs": {**H200, "roles": {"prefill": H200_ROLE, "decode": H200_ROLE}},
+    "two nodes in a group": {
+        **H200,
+        "roles": {
+            "prefill": {"gpusPerNode": 8, "nodesPerReplica": 2, "parallelism": {"tp": 8, "pp": 2}},
+            "decode": {"gpusPerNode": 8, "nodesPerReplica": 2, "parallelism": {"tp": 16, "dp": 8}},
+        },
+    },
+    "a flag that begins like an owned one": {"engine": {"args": ["--model-cache=x", "--seed=3"]}},
+    "owned flags of another engine": {
+        "engine": {"type": "custom", "image": "x", "args": ["--role", "--nnodes=2"]}
+    },
+    "a sidecar and a changed engine": {
+        "roles": {
+            "prefill": {
+                "template": {
+                    "metadata": {"labels": {"team": "a"}},
+                    "spec": {
+                        "nodeSelector": {"a": "b"},
+                        "containers": [{"name": "engine", "stdin": True}, {"name": "mine"}],
+                    },
+                }
+            }
+        }
+    },
+    "a deadline for each state type": {
+        "model": {"stateTypes": ["kv", "mamba"]},
+        "transfer": {
+            "timeouts": {
+                "default": "1m30s",
+                "stages": {"queue": "500ms"},
+                "stateTypes": {"kv": "1.5s", "mamba": "24h"},
+            }
+        },
+    },
+    "an arena as a number": {"transfer": {"agent": {"arenaBytes": 67108864}}},
+    "an arena as a quantity": {"transfer": {"agent": {"arenaBytes": "4Gi"}}},
+}
+
+REFUSED = {
+    "an unknown state type": (
+        {"model": {"stateTypes": ["kv", "lstm"]}},
+        ["spec.model.stateTypes[1]", "lstm", '"kv", "mamba", "nsa", "swa", "dsa"'],
+    ),
+    "no kv": ({"model": {"stateTypes": ["mamba"]}}, ["spec.model.stateTypes", "mamba", "add kv"]),
+    "one type by both names": (
+        {"model": {"stateTypes": ["kv", "nsa", "dsa"]}},
+        ["stateTypes", "nsa and dsa", "keep nsa"],
+    ),
+    "one state type twice": ({"model": {"stateTypes": ["kv", "kv"]}}, ["stateTypes[1]", "kv"]),
+    "one role at zero": (
+        {"roles": {"prefill": {"replicas": 0}}},
+        ["roles.prefill.replicas 0", "roles.decode.replicas 1", "both 0"],
+    ),
+    "a negative replica count": (
+        {"roles": {"prefill": {"replicas": -1}}},
+        ["spec.roles.prefill.replicas", "-1", "greater than or equal to 0"],
+    ),
+    "GPUs without GPU nodes": (
+        {"roles": {"decode": {"gpusPerNode": 8}}},
+        ["roles.decode", "gpusPerNode 8", "must be 0"],
+    ),
+    "parallelism without GPUs": (
+        {"roles": {"prefill": {"parallelism": {"tp": 2}}}},
+        ["roles.prefill", "parallelism.tp 2", "must be 1"],
+    ),
+    "fewer ranks than GPUs": (
+        {
+            **H200,
+            "roles": {"prefill": {**H200_ROLE, "parallelism": {"tp": 3}}, "decode": H200_ROLE},
+        },
+        ["roles.prefill.parallelism", "tp 3", "gpusPerNode 8", "nodesPerReplica 1"],
+    ),
+    "experts that do not divide": (
+        {
+            **H200,
+            "roles": {
+                "prefill": H200_ROLE,
+                "decode": {"gpusPerNode": 8, "parallelism": {"tp": 8, "ep": 3}},
+            },
+        },
+        ["roles.decode.parallelism", "ep 3", "divide tp 8"],
+    ),
+    "a reference engine over two nodes": (
+        {"roles": {"decode": {"nodesPerReplica": 2}}},
+        ["roles.decode.nodesPerReplica 2", "must be 1", "reference"],
+    ),
+    "an engine without an image": (
+        {"engine": {"type": "sglang"}},
+        ["engine.image is missing", "sglang"],
+    ),
+    "an unknown engine": (
+        {"engine": {"type": "vllm"}},
+        ["spec.engine.type", "vllm", '"reference", "sglang", "custom"'],
+    ),
+    "an owned flag": ({"engine": {"args": ["--role", "x"]}}, ["engine.args", "--role", "remove"]),
+    "an owned flag with its value": (
+        {"roles": {"prefill": {"args": ["--model=3"]}}},
+        ["roles.prefill.args", "--model=3", "remove"],
+    ),
+    "an owned flag of SGLang": (
+        {**H200, "roles": {"prefill": H200_ROLE, "decode": {**H200_ROLE, "args": ["--tp-size=4"]}}},
+        ["roles.decode.args", "--tp-size=4", "remove"],
+    ),
+    "an owned flag of the router": (
+        {"router": {"args": ["--host=1"]}},
+        ["router.args", "--host=1", "remove"],
+    ),
+    "the agent's port": (
+        {"engine": {"port": 8998}},
+        ["spec.engine.port", "8998", "any but 8998 and 9464"],
+    ),
+    "a reserved variable": (
+        {"roles": {"decode": {"env": [{"name": "DISAGG_ROLE", "value": "x"}]}}},
+        ["spec.roles.decode.env", "DISAGG_ROLE", "another name"],
+    ),
+    "a variable given twice": (
+        {"engine": {"env": [{"name": "A"}, {"name": "A"}]}},
+        ["spec.engine.env[1]", "Duplicate", "A"],
+    ),
+    "the agent's container": (
+        {
+            "roles": {
+                "prefill": {"template": {"spec": {"containers": [{"name": "transfer-agent"}]}}}
+            }
+        },
+        ["prefill.template.spec.containers", "transfer-agent", "agent.resources"],
+    ),
+    "the engine as an init container": (
+        {"roles": {"decode": {"template": {"spec": {"initContainers": [{"name": "engine"}]}}}}},
+        ["decode.template.spec.initContainers", "engine", "reserved"],
+    ),
+    "no time at all": (
+        {"transfer": {"timeouts": {"default": "0s"}}},
+        ["spec.transfer.timeouts.default", "0s", "above 0s and at most 24h"],
+    ),
+    "a time without a unit": (
+        {"transfer": {"timeouts": {"stateTypes": {"kv": "5"}}}},
+        ["spec.transfer.timeouts.stateTypes", "5", "such as 500ms"],
+    ),
+    "a time too long": (
+        {"transfer": {"timeouts": {"stages": {"wire": "25h"}}}},
+        ["spec.transfer.timeouts.stages.wire", "25h", "at most 24h"],
+    ),
+    "a stage that there is not": (
+        {"transfer": {"timeouts": {"stages": {"teleport": "1s"}}}},
+        ["spec.transfer.timeouts.stages.teleport", "unknown field"],
+    ),
+    "a deadline for a type that the model lacks": (
+        {"transfer": {"timeouts": {"stateTypes": {"mamba": "3s"}}}},
+        ["transfer.timeouts.stateTypes", "mamba", 'model.stateTypes ["kv"]'],
+    ),
+    "an arena that is no quantity": (
+        {"transfer": {"agent": {"arenaBytes": "12Q"}}},
+        ["spec.transfer.agent.arenaBytes", "12Q", "should match"],
+    ),
+    "an empty arena": (
+        {"transfer": {"agent": {"arenaBytes": 0}}},
+        ["spec.transfer.agent.arenaBytes", "0", "greater than or equal to 1"],
+    ),
+    "an unknown field": ({"engine": {"typo": 1}}, ["spec.engine.typo", "unknown field"]),
+    "no model": ({"model": {"source": ""}}, ["spec.model.source", "at least 1 chars"]),
+}
+
+
+@pytest.mark.parametrize("spec", ALLOWED.values(), ids=ALLOWED.keys())
+def test_is_allowed(api, spec):
+    create(api, spec)
+
+
+@pytest.mark.parametrize(("spec", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_is_refused_naming_field_value_and_what_is_allowed(api, spec, words):
+    message = refusal(lambda: create(api, spec))
+    missing = [word for word in words if word not in message]
+    assert not missing, message
+
+
+@pytest.mark.parametrize("name", ["a" * 41, "1st", "with.dot"])
+def test_a_name_that_pods_cannot_carry_is_refused(api, name):
+    message = refusal(lambda: create(api, {}, name=name))
+    assert name in message
+    assert "at most 40" in message
+
+
+@pytest.mark.parametrize("name", ["a" * 40, "a", "tiny-1"])
+def test_a_name_that_pods_can_carry_is_allowed(api, name):
+    create(api, {}, name=name)
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [("nodesPerReplica", {"nodesPerReplica": 2}), ("gpusPerNode", {"gpusPerNode": 4})],
+)
+def test_what_cannot_change_is_refused_with_both_values(api, field, changed):
+    objects = client.CustomObjectsApi(api)
+    where = (names.GROUP, names.VERSION, "default", names.PLURAL)
+    body = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": "fixed"},
+        "spec": {"model": {"source": "m"}, "engine": {"type": "custom", "image": "x"}},
+    }
+    objects.create_namespaced_custom_object(*where, body)
+    try:
+        patch = {"spec": {"roles": {"prefill": changed}}}
+        message = refusal(lambda: objects.patch_namespaced_custom_object(*where, "fixed", patch))
+    finally:
+        objects.delete_namespaced_custom_object(*where, "fixed")
+    assert f"{field} cannot change from" in message
+    assert f"to {changed[field]}" in message
+
+
+def test_the_server_shows_the_defaults_that_the_operator_assumes(api, deployment):
+    spec = create(api, {})["spec"]
+    assert spec["roles"]["decode"]["replicas"] == 1
+    assert spec["transfer"]["timeouts"]["default"] == "30s"
+    assert spec["router"]["port"] == 8000
+    bare = deployment()
+    assert deployment(**{**spec, "model": spec["model"]}).spec == bare.spec

@@ -1,0 +1,106 @@
+"""What the examples become, against checked-in copies, and against Kubernetes' own models.
+
+`DISAGG_WRITE_GOLDEN=1 pytest operator/tests/test_rendered_objects.py` writes the copies anew; read the
+difference before you commit it.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes import client
+from kubernetes.client import models
+
+from disagg_operator import render
+from disagg_operator.api.resource import parse_deployment
+from disagg_operator.names import ROLES
+
+GOLDEN = Path(__file__).parent / "golden"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
+ACCOUNT_S = 30
+MODELS = {
+    "Pod": models.V1Pod,
+    "Service": models.V1Service,
+    "Secret": models.V1Secret,
+    "Deployment": models.V1Deployment,
+}
+
+
+class Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data):
+        return True
+
+
+def example(name):
+    body = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+    body["metadata"] |= {"namespace": "default", "uid": "6f2c1f34-8f3a-4d0e-9a57-3a54b0f4d9a1"}
+    return parse_deployment(body)
+
+
+def objects(deployment, images):
+    revision = render.revision(deployment, images=images)
+    yield render.key_secret(deployment, revision=revision, key=b"k" * 32)
+    for role in ROLES:
+        yield render.peer_service(deployment, role=role, revision=revision)
+    for role in ROLES:
+        yield render.pod(deployment, role=role, group=0, rank=0, revision=revision, images=images)
+    yield render.router_deployment(deployment, revision=revision, images=images)
+    yield render.router_service(deployment, revision=revision)
+
+
+def await_service_account(core, namespace):
+    """The controller manager makes it soon after the namespace; without it no pod is admitted."""
+    deadline = time.monotonic() + ACCOUNT_S
+    while not core.list_namespaced_service_account(namespace).items:
+        assert time.monotonic() < deadline, f"{namespace} got no service account in time"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_becomes_the_checked_in_objects(name, images):
+    rendered = yaml.dump_all(
+        objects(example(name), images), Dumper=Plain, sort_keys=False, width=120
+    )
+    golden = GOLDEN / f"{name}.yaml"
+    if os.environ.get("DISAGG_WRITE_GOLDEN"):
+        golden.write_text(rendered)
+    assert rendered == golden.read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kubernetes_own_models_know_every_field(name, images):
+    for found in objects(example(name), images):
+        MODELS[found["kind"]].model_validate(found)
+
+
+@pytest.mark.api
+@pytest.mark.parametrize("name", NAMES)
+def test_the_server_takes_every_object(name, images, api):
+    core, apps = client.CoreV1Api(api), client.AppsV1Api(api)
+    await_service_account(core, "default")
+    creates = {
+        "Pod": core.create_namespaced_pod,
+        "Service": core.create_namespaced_service,
+        "Secret": core.create_namespaced_secret,
+        "Deployment": apps.create_namespaced_deployment,
+    }
+    for found in objects(example(name), images):
+        creates[found["kind"]]("default", found, dry_run="All", field_validation="Strict")
+
+
+@pytest.mark.api
+def test_a_namespace_that_enforces_restricted_takes_the_pods_of_the_cpu_profile(images, api):
+    core, name = client.CoreV1Api(api), "restricted"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    core.create_namespace({"metadata": {"name": name, "labels": labels}})
+    await_service_account(core, name)
+    deployment = example("tiny-qwen3-next")
+    pods = [found for found in objects(deployment, images) if found["kind"] == "Pod"]
+    router = render.router_deployment(deployment, revision="abcde", images=images)
+    template = router["spec"]["template"]
+    pods.append({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "router"}})
+    for pod in pods:
+        pod["metadata"] = {**pod["metadata"], "namespace": name}
+        core.create_namespaced_pod(name, pod, dry_run="All")
