@@ -5,12 +5,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from disagg_cluster import cluster, processes
 from disagg_cluster.addresses import DEFAULT_BASE_PORT, Ports, Settings
 from disagg_cluster.binaries import CLUSTER, KWOK, ensure_binaries
-from disagg_cluster.errors import ClusterError
+from disagg_cluster.errors import ClusterError, MachineError
 from disagg_cluster.images import Image, build_images, load_images
 from disagg_cluster.layout import Layout, default_layout
 from disagg_cluster.progress import say
@@ -19,12 +20,29 @@ Command = Callable[[argparse.Namespace, Layout], int]
 
 
 def _up(options: argparse.Namespace, layout: Layout) -> int:
-    known = Settings.load(layout.settings)
-    settings = known or Settings(ports=_ports(options), with_node=not options.control_plane_only)
+    settings = _settings(options, Settings.load(layout.settings), layout)
     started = cluster.up(layout, settings)
+    if settings.with_node and not options.no_images:
+        load_images(layout)
     say(f"up ({', '.join(started)} started)" if started else "already up")
     print(layout.admin_kubeconfig)
     return 0
+
+
+def _settings(options: argparse.Namespace, known: Settings | None, layout: Layout) -> Settings:
+    """What is asked for now, and where nothing is said, what the cluster was made as."""
+    if known is None:
+        return Settings(
+            ports=_ports(options),
+            with_node=not options.control_plane_only,
+            kwok_nodes=options.kwok or 0,
+        )
+    if known.with_node == options.control_plane_only:
+        kind = "a whole cluster" if known.with_node else "only a control plane"
+        raise MachineError(
+            f"{layout.root} holds {kind}: take it down first, or choose another --dir"
+        )
+    return known if options.kwok is None else replace(known, kwok_nodes=options.kwok)
 
 
 def _ports(options: argparse.Namespace) -> Ports:

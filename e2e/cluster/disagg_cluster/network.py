@@ -76,7 +76,14 @@ def conflicting_route() -> str | None:
 
 def ensure_bridge(*, remembered: Path) -> None:
     """The node's address must exist before kubelet starts. Remembers what ip_forward was."""
-    if not bridge_exists():
+    if bridge_exists():
+        if not remembered.exists():
+            raise MachineError(
+                f"bridge {BRIDGE} is there already, and not from this cluster: take down the other"
+                f" one (one cluster with a node per machine), or `ip link delete {BRIDGE}` when"
+                " its folder was removed by hand"
+            )
+    else:
         if (route := conflicting_route()) is not None:
             raise MachineError(
                 f"the machine already routes {route}, inside the cluster's {CLUSTER_RANGE}:"

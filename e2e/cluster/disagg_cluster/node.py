@@ -58,6 +58,7 @@ snapshotter = "overlayfs"
 runtime_type = "io.containerd.runc.v2"
 
 [{cri}.containerd.runtimes.runc.options]
+Root = "{home}/runc"
 SystemdCgroup = false
 """
 

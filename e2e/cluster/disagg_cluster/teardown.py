@@ -17,21 +17,18 @@ from disagg_cluster.machine import CGROUP
 from disagg_cluster.node import CGROUP_ROOT
 
 SHIM = "containerd-shim"
-SHIM_SOCKETS = Path("/run/containerd/s")  # fixed in containerd, whatever its state folder is
+# Places that containerd, kubelet and the CNI library use whatever their settings say.
+SOCKET_FOLDERS = (Path("/run/containerd/s"), Path("/var/lib/kubelet/device-plugins"))
+LOG_LINKS = Path("/var/log/containers")
+CNI_RESULTS = Path("/var/lib/cni/results")
 EMPTIED = (
-    # Folders kubelet, runc and containerd make at fixed places; removed only when empty.
     "/run/containerd/s",
-    "/run/containerd/runc/k8s.io",
-    "/run/containerd/runc",
     "/run/containerd",
-    "/run/runc",
     "/var/log/containers",
-    "/var/log/pods",
     "/var/lib/kubelet/device-plugins",
     "/var/lib/kubelet",
-    "/opt/containerd/bin",
-    "/opt/containerd/lib",
-    "/opt/containerd",
+    "/var/lib/cni/results",
+    "/var/lib/cni",
 )
 GONE_WITHIN_S = 20.0
 
@@ -104,11 +101,23 @@ def unmount_below(folder: Path) -> None:
 
 def _remove_dead_sockets() -> None:
     bound = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace")
-    if not SHIM_SOCKETS.is_dir():
-        return
-    for path in SHIM_SOCKETS.iterdir():
-        if str(path) not in bound:
-            path.unlink(missing_ok=True)
+    for folder in SOCKET_FOLDERS:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_socket() and str(path) not in bound:
+                path.unlink()
+
+
+def _remove_log_links(layout: Layout) -> None:
+    for link in LOG_LINKS.iterdir() if LOG_LINKS.is_dir() else ():
+        if link.is_symlink() and link.readlink().is_relative_to(layout.logs):
+            link.unlink()
+
+
+def _remove_cni_results(layout: Layout) -> None:
+    """Each names the network namespace it is of, which lies in our folder."""
+    for path in CNI_RESULTS.iterdir() if CNI_RESULTS.is_dir() else ():
+        if str(layout.root) in path.read_text(encoding="utf-8", errors="replace"):
+            path.unlink()
 
 
 def _remove_when_empty(folders: Iterable[str]) -> None:
@@ -129,4 +138,6 @@ def remove_traces(layout: Layout) -> None:
         with contextlib.suppress(OSError):
             folder.rmdir()
     _remove_dead_sockets()
+    _remove_log_links(layout)
+    _remove_cni_results(layout)
     _remove_when_empty(EMPTIED)
