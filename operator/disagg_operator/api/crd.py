@@ -17,9 +17,12 @@ from disagg_operator.api.structural import Schema, structural
 
 NAME = f"{names.PLURAL}.{names.GROUP}"
 _ROOT = Path(__file__).parents[3]
-# The chart's copy is the same file plus Helm's own annotations.
 CRD_FILE = _ROOT / "crds" / f"{NAME}.yaml"
-CHART_FILE = _ROOT / "charts" / "disagg-crds" / "templates" / f"{NAME}.yaml"
+# The CRD as a chart of its own; the operator's chart carries a copy of that whole chart, because
+# Helm looks for dependencies there and nowhere else.
+CRD_CHART = _ROOT / "charts" / "disagg-crds"
+VENDORED_CHART = _ROOT / "charts" / "disagg-operator" / "charts" / "disagg-crds"
+_TEMPLATE = Path("templates") / f"{NAME}.yaml"
 
 _NAME_RULE = rule(
     f"self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') &&"
@@ -114,8 +117,19 @@ def chart_yaml() -> str:
     return to_yaml(document).replace("{{", '{{ "{{" }}')
 
 
+def generated() -> dict[Path, str]:
+    """Every file that follows from the models, with its text."""
+    chart = {path.name: path.read_text() for path in sorted(CRD_CHART.glob("*.yaml"))}
+    return {
+        CRD_FILE: to_yaml(crd()),
+        CRD_CHART / _TEMPLATE: chart_yaml(),
+        VENDORED_CHART / _TEMPLATE: chart_yaml(),
+        **{VENDORED_CHART / name: text for name, text in chart.items()},
+    }
+
+
 def main() -> int:
-    for path, text in ((CRD_FILE, to_yaml(crd())), (CHART_FILE, chart_yaml())):
+    for path, text in generated().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         sys.stdout.write(f"wrote {path.relative_to(_ROOT)}, {len(text.encode())} bytes\n")

@@ -1,0 +1,58 @@
+{{- /* The release's name, unless it does not say what is in it. */ -}}
+{{- define "disagg.fullname" -}}
+{{- if contains "disagg" .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-disagg" (.Release.Name | trunc 43 | trimSuffix "-") -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "disagg.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (include "disagg.fullname" .) -}}
+{{- end -}}
+
+{{- define "disagg.selector" -}}
+app.kubernetes.io/name: disagg-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "disagg.labels" -}}
+{{ include "disagg.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: disagg
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- /* What the operator may do; every line is a call that it makes. */ -}}
+{{- define "disagg.rules" -}}
+# The resource: its finalizer is patched on the object itself.
+- apiGroups: [disagg.dev]
+  resources: [disaggdeployments]
+  verbs: [get, list, watch, patch]
+- apiGroups: [disagg.dev]
+  resources: [disaggdeployments/status]
+  verbs: [patch]
+# Where owner references are enforced, a controlling owner needs this.
+- apiGroups: [disagg.dev]
+  resources: [disaggdeployments/finalizers]
+  verbs: [update]
+# Pods are created and deleted, never changed.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete]
+# Server-side apply needs create and patch.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+# Keys are made once and never read back: no right to read any Secret.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
