@@ -1,0 +1,115 @@
+"""The transfer agent as a native sidecar: it starts before the engine and ends after it."""
+
+import json
+from typing import Any
+
+from disagg_operator.api.quantities import duration_seconds, quantity_bytes
+from disagg_operator.api.resource import Deployment
+from disagg_operator.api.transfer import Timeouts
+from disagg_operator.names import CONTAINER_AGENT, PREFILL, role_service_name
+from disagg_operator.render.images import Images, agent_image
+from disagg_operator.render.probes import http_probe
+from disagg_operator.render.profiles import Profile
+from disagg_operator.render.resources import agent_resources
+from disagg_operator.render.slots import Slot
+from disagg_transfer import contract
+
+Object = dict[str, Any]
+
+RUN_VOLUME = "disagg-run"
+RUN_PATH = "/run/disagg"
+KEY_VOLUME = "disagg-key"
+_KEY_FOLDER = contract.KEY_PATH.rpartition("/")[0]
+TMP_VOLUME = "agent-tmp"
+
+
+def agent_container(slot: Slot, *, profile: Profile, images: Images) -> Object:
+    spec = slot.deployment.spec
+    arena = arena_bytes(slot.deployment, profile=profile)
+    port = contract.HTTP_PORT
+    return {
+        "name": CONTAINER_AGENT,
+        "image": agent_image(slot.deployment, images),
+        "imagePullPolicy": spec.engine.image_pull_policy,
+        "command": ["disagg-agent", "serve"],
+        "restartPolicy": "Always",
+        "env": _env(slot, arena=arena),
+        "ports": [
+            {"name": "control", "containerPort": contract.CONTROL_PORT, "protocol": "TCP"},
+            {"name": "agent-http", "containerPort": port, "protocol": "TCP"},
+        ],
+        "resources": agent_resources(
+            spec.transfer.agent.resources, arena_bytes=arena, devices=profile.agent_devices
+        ),
+        "startupProbe": http_probe(contract.PATH_STARTED, port, budget_s=60, period_s=1),
+        "readinessProbe": http_probe(contract.PATH_READY, port, budget_s=4),
+        "livenessProbe": http_probe(contract.PATH_LIVE, port, budget_s=30, period_s=5),
+        "securityContext": profile.agent_security,
+        "volumeMounts": [
+            {"name": RUN_VOLUME, "mountPath": RUN_PATH},
+            {"name": KEY_VOLUME, "mountPath": _KEY_FOLDER, "readOnly": True},
+            {"name": TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108
+        ],
+    }
+
+
+def arena_bytes(deployment: Deployment, *, profile: Profile) -> int:
+    asked = deployment.spec.transfer.agent.arena_bytes
+    return profile.arena_bytes if asked is None else quantity_bytes(asked)
+
+
+def state_types(deployment: Deployment) -> tuple[str, ...]:
+    """The model's state types by their registry names: what reports and status rows say."""
+    return tuple(_canonical(name) for name in deployment.spec.model.state_types)
+
+
+def _canonical(name: str) -> str:
+    return contract.STATE_TYPE_ALIASES.get(name, name)
+
+
+def _env(slot: Slot, *, arena: int) -> list[Object]:
+    deployment, transfer = slot.deployment, slot.deployment.spec.transfer
+    values = {
+        contract.ENV_NAMESPACE: deployment.namespace,
+        contract.ENV_DEPLOYMENT: deployment.name,
+        contract.ENV_REVISION: slot.revision,
+        contract.ENV_ROLE: slot.role,
+        contract.ENV_POD: slot.name,
+        contract.ENV_GROUP: str(slot.group),
+        contract.ENV_RANK: str(slot.rank),
+        contract.ENV_MODEL: deployment.spec.model.source,
+        contract.ENV_STATE_TYPES: ",".join(state_types(deployment)),
+        contract.ENV_SOCKET: contract.SOCKET_PATH,
+        contract.ENV_CONTROL_PORT: str(contract.CONTROL_PORT),
+        contract.ENV_HTTP_PORT: str(contract.HTTP_PORT),
+        contract.ENV_ARENA_BYTES: str(arena),
+        contract.ENV_KEY_FILE: contract.KEY_PATH,
+        **_peer_service(slot),
+        contract.ENV_TIMEOUTS: _timeouts(transfer.timeouts),
+        contract.ENV_INTEGRITY: contract.Integrity(transfer.integrity.lower()).value,
+        contract.ENV_FAULT_SWITCH: contract.FaultSwitch(transfer.fault_switch.lower()).value,
+    }
+    address = {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}
+    return [
+        *({"name": name, "value": value} for name, value in values.items()),
+        {"name": contract.ENV_POD_IP, "valueFrom": address},
+    ]
+
+
+def _peer_service(slot: Slot) -> dict[str, str]:
+    """Decode meets prefill, not the other way round: it is decode that pulls."""
+    if slot.role == PREFILL:
+        return {}
+    service = role_service_name(slot.deployment.name, role=PREFILL, revision=slot.revision)
+    return {contract.ENV_PEER_SERVICE: f"{service}.{slot.deployment.namespace}.svc"}
+
+
+def _timeouts(timeouts: Timeouts) -> str:
+    stages = timeouts.stages.model_dump(exclude_none=True)
+    types = timeouts.state_types
+    value = {
+        "default": duration_seconds(timeouts.default),
+        "stages": {stage: duration_seconds(text) for stage, text in stages.items()},
+        "stateTypes": {_canonical(name): duration_seconds(text) for name, text in types.items()},
+    }
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)

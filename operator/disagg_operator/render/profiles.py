@@ -1,0 +1,96 @@
+"""Hardware profiles: what a pod asks of its node, and what it may do there."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from disagg_operator.api.spec import RoleSpec
+
+Object = dict[str, Any]
+
+_USER = 65532  # "nonroot" of the distroless images; agent and engine share it for the socket
+_GPU = "nvidia.com/gpu"
+# One device gives a container every HCA of a shared RDMA device plugin.
+_RDMA = "rdma/ib"
+_PRODUCTS = ("NVIDIA-H200", "NVIDIA-H200-NVL")
+_SHARED_MEMORY = "32Gi"
+
+_NO_PRIVILEGE: Object = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+RESTRICTED_POD: Object = {
+    "runAsNonRoot": True,
+    "runAsUser": _USER,
+    "runAsGroup": _USER,
+    "fsGroup": _USER,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+RESTRICTED_CONTAINER: Object = _NO_PRIVILEGE
+# Pinning memory for RDMA takes IPC_LOCK, and a capability that is added takes effect for root only.
+_ROOT_POD: Object = {
+    "runAsUser": 0,
+    "runAsGroup": 0,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_LOCKING: Object = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    pod_security: Object
+    engine_security: Object
+    agent_security: Object
+    engine_devices: Object
+    agent_devices: Object
+    pod_fields: Object
+    engine_env: tuple[tuple[str, str], ...] = ()
+    shared_memory: str = ""
+    arena_bytes: int
+
+
+def profile(name: str, *, role: RoleSpec) -> Profile:
+    return _h200(role) if name == "h200" else _CPU
+
+
+_CPU = Profile(
+    pod_security=RESTRICTED_POD,
+    engine_security=RESTRICTED_CONTAINER,
+    agent_security=RESTRICTED_CONTAINER,
+    engine_devices={},
+    agent_devices={},
+    pod_fields={},
+    # The root file system is read-only and the user has no home.
+    engine_env=(("HOME", "/tmp"),),  # noqa: S108
+    arena_bytes=64 << 20,
+)
+
+
+def _h200(role: RoleSpec) -> Profile:
+    engine: Object = {_GPU: role.gpus_per_node}
+    if role.nodes_per_replica > 1:
+        engine[_RDMA] = 1
+    return Profile(
+        pod_security=_ROOT_POD,
+        engine_security=_LOCKING,
+        agent_security={**_LOCKING, "readOnlyRootFilesystem": True},
+        engine_devices=engine,
+        agent_devices={_RDMA: 1},
+        pod_fields={
+            "affinity": _on_products(),
+            "tolerations": [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}],
+        },
+        # Rendezvous of ranks goes over the pod network; the data path finds RDMA by itself.
+        engine_env=(("NCCL_SOCKET_IFNAME", "eth0"), ("GLOO_SOCKET_IFNAME", "eth0")),
+        shared_memory=_SHARED_MEMORY,
+        arena_bytes=4 << 30,
+    )
+
+
+def _on_products() -> Object:
+    expression = {"key": f"{_GPU}.product", "operator": "In", "values": list(_PRODUCTS)}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
