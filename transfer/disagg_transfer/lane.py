@@ -59,8 +59,11 @@ class _Call:
 class Lane:
     """Commands in by a queue, events out by callbacks."""
 
-    def __init__(self, name: str, *, base: int, size: int) -> None:
+    def __init__(
+        self, name: str, *, base: int, size: int, open_fabric: type[Fabric] = Fabric
+    ) -> None:
         self._name, self._base, self._size = name, base, size
+        self._open_fabric = open_fabric
         self._commands: queue.SimpleQueue[Read | _Call | None] = queue.SimpleQueue()
         self._active: deque[Read] = deque()
         self._calls: deque[_Call] = deque()
@@ -109,7 +112,7 @@ class Lane:
 
     def _run(self) -> None:
         try:
-            fabric = Fabric(self._name, base=self._base, size=self._size)
+            fabric = self._open_fabric(self._name, base=self._base, size=self._size)
             self._metadata = fabric.metadata
         except FabricError as error:
             self._fault = error

@@ -109,6 +109,11 @@ class LocalAgent:
         if "error" in answer:
             raise SettingsError(answer["error"])
 
+    def transfers(self) -> list[dict[str, Any]]:
+        """The requests in flight, as `disagg-agent transfers` lists them."""
+        rows: list[dict[str, Any]] = self._ask("transfers")["transfers"]
+        return rows
+
     def restart(self) -> None:
         """Kill the process and start it again on the same socket and control port."""
         self.process.kill()

@@ -1,0 +1,327 @@
+"""Processes that die or freeze in the middle of a request."""
+
+import json
+import signal
+import socket
+import struct
+import time
+import urllib.error
+from pathlib import Path
+
+import pytest
+
+from disagg_transfer.client import RegistrationError, TransferFailed, UnknownStateTypeError
+from disagg_transfer.codec import LENGTH, frame
+from disagg_transfer.contract import Role
+from disagg_transfer.errors import AgentUnavailableError
+from disagg_transfer.local import LocalAgent
+from disagg_transfer.protocol import (
+    HANDSHAKE,
+    PROTOCOL_VERSION,
+    Hello,
+    Identity,
+    Proof,
+    Transcript,
+)
+
+
+def failure_of(future, within_s):
+    with pytest.raises(TransferFailed) as caught:
+        future.result(within_s)
+    return caught.value
+
+
+def test_a_killed_prefill_agent_fails_decode_within_a_second(tmp_path, rooms, kit):
+    with kit.agents(tmp_path) as pair:
+        room = next(rooms)
+        pulled = kit.in_thread(pair.pull, room)
+        pair.p.begin(room)
+        kit.until(lambda: pair.claimed(room))
+        pair.prefill.process.kill()
+        killed = time.monotonic()
+        failure = failure_of(pulled, 2)
+        assert time.monotonic() - killed < 1
+        assert (failure.cause, failure.peer_pod) == ("PeerLost", "prefill")
+        assert pair.p.lost.wait(1)
+        with pytest.raises(TransferFailed, match="EngineLost"):
+            pair.p.begin(1)
+
+        pair.prefill.restart()
+        pair.p.close()
+        pair.p = kit.connect(pair.prefill, "prefill", pair.parts)
+        pair.round_trip(next(rooms))
+
+
+def test_a_killed_decode_agent_fails_prefill_within_a_second(tmp_path, rooms, kit):
+    with kit.agents(tmp_path) as pair:
+        room = next(rooms)
+        pulled = kit.in_thread(pair.pull, room)
+        pair.p.begin(room)
+        waiting = kit.in_thread(pair.p.wait_released, room, 10)
+        kit.until(lambda: pair.claimed(room))
+        pair.decode.process.kill()
+        failure = failure_of(waiting, 1)
+        assert (failure.cause, failure.stage, failure.peer_pod) == ("PeerLost", "queue", "decode")
+        assert failure_of(pulled, 1).cause == "EngineLost"
+
+
+def test_a_frozen_prefill_agent_is_lost_by_its_silence(tmp_path, rooms, kit):
+    with kit.agents(tmp_path) as pair:
+        room = next(rooms)
+        pulled = kit.in_thread(pair.pull, room)
+        kit.until(lambda: pair.claimed(room))
+        pair.prefill.process.send_signal(signal.SIGSTOP)
+        try:
+            failure = failure_of(pulled, 6)
+        finally:
+            pair.prefill.process.send_signal(signal.SIGCONT)
+        assert failure.cause == "PeerLost"
+        assert "no heartbeat" in failure.detail
+
+
+def test_memory_that_nixl_may_still_write_is_not_handed_out(tmp_path, rooms, kit):
+    """A read past its deadline is quarantined until NIXL is done with it."""
+    big = (kit.part("kv", item_bytes=1 << 20),)
+    limits = {"default": 30, "stages": {"wire": 0.5}}
+    both = {"arena_bytes": 300 << 20, "timeouts": limits, "env": {"UCX_TLS": "tcp"}}
+    with kit.agents(tmp_path, parts=big, both={**both, "integrity": "off"}) as pair:
+        pair.items = {"kv": 200}
+        room = next(rooms)
+        pair.offer(room, pair.payloads())
+        pulled = kit.in_thread(pair.pull, room)
+        kit.until(lambda: pair.decode.report().arena.used, every_s=0.001)
+        pair.prefill.process.send_signal(signal.SIGSTOP)
+        try:
+            failure = failure_of(pulled, 5)
+            assert (failure.cause, failure.stage, failure.state_type) == ("Timeout", "wire", "kv")
+            assert pair.decode.report().arena.unsettled == 200 << 20
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                pair.decode.get("/readyz")
+            with caught.value as answer:
+                assert b"ArenaQuarantined" in answer.read()
+        finally:
+            pair.prefill.process.send_signal(signal.SIGCONT)
+        kit.until(lambda: pair.decode.report().arena.used == 0, within_s=20)
+
+
+def test_an_engine_that_dies_is_told_to_the_other_side(tmp_path, rooms, kit):
+    with kit.agents(tmp_path) as pair:
+        room = next(rooms)
+        pulled = kit.in_thread(pair.pull, room)
+        pair.p.begin(room)
+        extent = pair.p.reserve(room, 4096, timeout_s=1)
+        kit.until(lambda: pair.claimed(room))
+        pair.p.close()
+        failure = failure_of(pulled, 1)
+        assert (failure.cause, failure.peer_pod) == ("EngineLost", "prefill")
+        report = kit.until(lambda: (r := pair.prefill.report()).engine.connected is False and r)
+        assert (report.ready, report.not_ready_reason) == (False, "EngineNotRegistered")
+        # The dead engine's extent may still be written, for all the agent knows.
+        assert report.arena.unsettled == extent.view.nbytes
+
+        pair.p = kit.connect(pair.prefill, "prefill", pair.parts)
+        room = next(rooms)
+        pair.offer(room, pair.payloads())
+        pair.pull(room)
+        pair.d.close()
+        with pytest.raises(TransferFailed, match=r"EngineLost in stage scatter"):
+            pair.p.wait_released(room, 1)
+        assert pair.decode.report().arena.used == 0
+
+
+def test_layouts_that_differ_are_listed_on_both_sides_and_fail_at_once(tmp_path, rooms, kit):
+    limits = {"timeouts": {"default": 30}}
+    with kit.agents(tmp_path, both=limits) as pair:
+        pair.d.close()
+        other = tuple(
+            kit.part("kv", item_bytes=8192) if part.name == "kv" else part
+            for part in pair.parts
+            if part.name != "mamba.conv"
+        )
+        pair.d = kit.connect(pair.decode, "decode", other)
+        for agent in (pair.prefill, pair.decode):
+            rows = kit.until(lambda agent=agent: agent.report().layout_mismatch)
+            assert {(r.field, r.prefill, r.decode) for r in rows} == {
+                ("components[kv].itemBytes", "4096", "8192"),
+                ("components[mamba.conv]", "state type mamba", "(absent)"),
+            }
+            assert {(r.prefill_pod, r.decode_pod) for r in rows} == {("prefill", "decode")}
+        assert pair.decode.report().not_ready_reason == "LayoutMismatch"
+        assert pair.prefill.report().ready
+        items = {name: count for name, count in pair.items.items() if name != "mamba.conv"}
+        failure = failure_of(kit.in_thread(pair.pull, next(rooms), items), 1)
+        assert failure.cause == "LayoutMismatch"
+        assert "components[kv].itemBytes: prefill has 4096, decode has 8192" in failure.detail
+
+
+def test_strangers_are_refused_counted_and_change_nothing(tmp_path, rooms, kit):
+    with kit.agents(tmp_path) as pair:
+        before = pair.prefill.report()
+        port = pair.prefill.control_port
+        for reason, knock in (
+            ("protocol", lambda plain: plain.sendall(b"GET / HTTP/1.1\r\n\r\n")),
+            ("protocol", lambda plain: plain.sendall(struct.pack("!I", 2) + b"\xc1\xc1")),
+            ("authentication", knock_with_another_key),
+        ):
+            series = f'refusals_total{{reason="{reason}"}}'
+            count = metric(pair.prefill, series)
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+                knock(plain)
+                assert plain.recv(1) == b""  # turned away
+            assert metric(pair.prefill, series) == count + 1
+        after = pair.prefill.report()
+        assert (after.peers, after.arena) == (before.peers, before.arena)
+        pair.round_trip(next(rooms))
+
+
+def knock_with_another_key(plain):
+    """A peer that would pass but for its key."""
+    us = Identity(
+        namespace="local",
+        deployment="local",
+        revision="r1",
+        role=Role.DECODE,
+        pod="stranger",
+        incarnation="1",
+    )
+    hello = Hello(protocol=PROTOCOL_VERSION, identity=us, nonce=bytes(32))
+    plain.sendall(frame(HANDSHAKE.encode(hello)))
+    (length,) = LENGTH.unpack(plain.recv(LENGTH.size, socket.MSG_WAITALL))
+    welcome = HANDSHAKE.decode(plain.recv(length, socket.MSG_WAITALL))
+    proof = Transcript(hello=hello, welcome=welcome).derive(b"not the key", b"dialer")
+    plain.sendall(frame(HANDSHAKE.encode(Proof(proof=proof))))
+
+
+def test_a_decode_agent_with_another_key_learns_why(tmp_path, rooms, kit):
+    with (
+        LocalAgent(tmp_path / "p", role="prefill") as one,
+        LocalAgent(tmp_path / "d", role="decode", key=b"another key 123456") as two,
+    ):
+        engine = kit.connect(two, "decode", kit.every_type)
+        peer = f"127.0.0.1:{one.control_port}"
+        call = kit.in_thread(engine.pull, next(rooms), peer=peer, expect=kit.items)
+        failure = failure_of(call, 5)
+        assert failure.cause == "AuthenticationFailed"
+        assert "mount the key Secret of the same revision" in failure.detail
+        engine.close()
+
+
+def metric(agent, ending):
+    for line in agent.get("/metrics").decode().splitlines():
+        if line.split(" ")[0].endswith(ending):
+            return float(line.split()[-1])
+    raise AssertionError(f"no series ends with {ending}")
+
+
+def test_an_agent_of_another_revision_is_no_peer(tmp_path, rooms, kit):
+    with (
+        kit.agents(tmp_path) as pair,
+        LocalAgent(
+            tmp_path / "x", role="decode", pod="x", peers=[pair.peer], revision="r2"
+        ) as other,
+    ):
+        engine = kit.connect(other, "decode", pair.parts)
+        failure = failure_of(
+            kit.in_thread(engine.pull, next(rooms), peer=pair.peer, expect=pair.items), 5
+        )
+        assert failure.cause == "AuthenticationFailed"
+        assert "revision: peer prefill has 'r1', this agent 'r2'" in failure.detail
+        engine.close()
+
+
+def test_a_pull_from_where_nobody_listens_names_the_address(tmp_path, rooms, kit):
+    limits = {"timeouts": {"default": 5, "stages": {"bootstrap": 0.4}}}
+    with LocalAgent(tmp_path, role="decode", **limits) as agent:
+        engine = kit.connect(agent, "decode", kit.every_type)
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            peer = f"127.0.0.1:{unused.getsockname()[1]}"
+            call = kit.in_thread(engine.pull, next(rooms), peer=peer, expect=kit.items)
+            failure = failure_of(call, 3)
+        assert (failure.cause, failure.stage) == ("PeerUnreachable", "bootstrap")
+        assert peer in failure.detail
+        engine.close()
+
+
+def test_readiness_says_what_is_missing(tmp_path, kit):
+    with LocalAgent(tmp_path / "d", role="decode") as agent:
+        assert agent.get("/livez") == agent.get("/startupz") == b"ok\n"
+        assert agent.report().not_ready_reason == "EngineNotRegistered"
+        engine = kit.connect(agent, "decode", kit.every_type)
+        kit.until(lambda: agent.report().not_ready_reason == "NoPeers")
+        engine.close()
+
+
+def test_a_report_is_held_back_until_something_changes(tmp_path, kit):
+    with LocalAgent(tmp_path, role="prefill") as agent:
+        cursor = kit.until(lambda: agent.report().cursor)
+        held = kit.in_thread(agent.get, f"/v1/report?cursor={cursor}&wait_s=20")
+        stale = agent.get(f"/v1/report?cursor={cursor - 1}&wait_s=20")
+        assert json.loads(stale)["cursor"] >= cursor
+        engine = kit.connect(agent, "prefill", kit.every_type)
+        assert json.loads(held.result(2))["cursor"] > cursor
+        report = kit.until(lambda: (r := agent.report()).ready and r)
+        rows = {row.type: (row.transfers, row.failures) for row in report.state_types}
+        assert rows == dict.fromkeys(("kv", "mamba", "none", "nsa", "swa"), (0, 0))
+        engine.close()
+
+
+def test_every_series_is_there_at_zero_once_registered(tmp_path, kit):
+    with LocalAgent(tmp_path, role="prefill") as agent:
+        engine = kit.connect(agent, "prefill", kit.every_type)
+        kit.until(lambda: agent.report().ready)
+        for ending in (
+            'transfers_total{state_type="nsa"}',
+            'transfer_timeouts_total{stage="notify",state_type="mamba"}',
+            'transfer_failures_total{cause="DigestMismatch",state_type="swa"}',
+        ):
+            assert metric(agent, ending) == 0
+        engine.close()
+
+
+def test_an_engine_of_an_unknown_state_type_is_refused_by_name(tmp_path, kit):
+    import dataclasses
+
+    strange = dataclasses.replace(kit.part("kv"), name="ring", state_type="swa_ring")
+    with (
+        LocalAgent(tmp_path, role="prefill") as agent,
+        pytest.raises(UnknownStateTypeError, match="'swa_ring' is not known; known: kv, mamba"),
+    ):
+        kit.connect(agent, "prefill", (strange,))
+
+
+def test_an_engine_without_a_declared_state_type_is_refused_with_both_lists(tmp_path, kit):
+    with (
+        LocalAgent(tmp_path, role="prefill", state_types=["kv", "mamba"]) as agent,
+        pytest.raises(RegistrationError, match=r"components are of kv; .* says kv, mamba"),
+    ):
+        kit.connect(agent, "prefill", (kit.part("kv"),))
+
+
+def test_an_engine_of_the_other_role_is_refused(tmp_path, kit):
+    with (
+        LocalAgent(tmp_path, role="prefill") as agent,
+        pytest.raises(RegistrationError, match="role: the engine is 'decode'"),
+    ):
+        kit.connect(agent, "decode", (kit.part("kv"),))
+
+
+def test_an_agent_that_is_not_there_is_said_to_be_missing(tmp_path, kit):
+    class Nowhere:
+        socket_path = str(tmp_path / "agent.sock")
+
+    with pytest.raises(AgentUnavailableError, match=r"agent.sock within 0.1 s"):
+        kit.connect(Nowhere, "decode", (kit.part("kv"),), timeout_s=0.1)
+
+
+def test_the_engine_socket_is_for_its_user_alone(tmp_path):
+    with LocalAgent(tmp_path, role="prefill") as agent:
+        assert Path(agent.socket_path).stat().st_mode & 0o777 == 0o600
+
+
+def test_an_agent_with_a_bad_setting_ends_naming_it(tmp_path):
+    with (
+        pytest.raises(AgentUnavailableError, match="DISAGG_ROLE: 'both' is not one of"),
+        LocalAgent(tmp_path, role="both"),
+    ):
+        pass

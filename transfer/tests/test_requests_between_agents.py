@@ -1,0 +1,255 @@
+"""Two agent processes, real NIXL on loopback, engines that are threads of the test."""
+
+import time
+
+import pytest
+
+from disagg_transfer.client import ArenaFull, TransferFailed
+from disagg_transfer.errors import SettingsError
+
+
+def row(agent, state_type):
+    return next(row for row in agent.report().state_types if row.type == state_type)
+
+
+def test_every_state_type_arrives_byte_for_byte(pair, rooms):
+    for _ in range(3):
+        arrival = pair.round_trip(next(rooms))
+        assert arrival.aux == b"first token"
+        assert arrival.prefill_pod == "prefill"
+        assert {n: p.items for n, p in arrival.payloads.items()} == pair.items
+
+
+def test_a_pull_may_come_before_prefill_begins(pair, rooms, kit):
+    room, payloads = next(rooms), pair.payloads()
+    pulled = kit.in_thread(pair.pull, room)
+    kit.until(lambda: pair.claimed(room))
+    pair.offer(room, payloads)
+    arrival = pulled.result(10)
+    assert {n: bytes(p.view) for n, p in arrival.payloads.items()} == payloads
+    pair.d.release(room)
+    pair.p.wait_released(room, 5)
+
+
+def test_payloads_of_many_pieces_arrive_whole(pair, rooms):
+    items = {**pair.items, "kv": 5000}  # 20 MiB: three pieces
+    room, payloads = next(rooms), pair.payloads(items)
+    pair.offer(room, payloads, items=items)
+    assert bytes(pair.pull(room, items).payloads["kv"].view) == payloads["kv"]
+    pair.d.release(room)
+    pair.p.wait_released(room, 5)
+
+
+def test_many_requests_at_once_keep_to_their_own_bytes(pair, rooms, kit):
+    futures = [kit.in_thread(pair.round_trip, next(rooms)) for _ in range(16)]
+    for future in futures:
+        future.result(30)
+
+
+@pytest.mark.parametrize("state_type", ["kv", "swa", "nsa", "mamba"])
+def test_a_withheld_state_type_times_out_by_its_name(pair, rooms, kit, state_type):
+    before = row(pair.decode, state_type)
+    pair.prefill.fault("withhold", state_type)
+    assert pair.prefill.report().faults == (f"withhold:{state_type}",)
+    room = next(rooms)
+    pair.offer(room, pair.payloads())
+    started = time.monotonic()
+    with pytest.raises(TransferFailed) as caught:
+        pair.pull(room)
+    assert 0.4 < time.monotonic() - started < 1.5
+    failure = caught.value
+    assert (failure.cause, failure.stage) == ("Timeout", "notify")
+    assert (failure.state_type, failure.peer_pod) == (state_type, "prefill")
+    with pytest.raises(TransferFailed, match="Timeout in stage notify"):
+        pair.p.wait_released(room, 1)
+    for agent in (pair.decode, pair.prefill):
+        told = row(agent, state_type)
+        assert told.last_failure.room == room
+        assert told.last_failure.stage == "notify"
+        assert (told.last_failure.prefill_pod, told.last_failure.decode_pod) == (
+            "prefill",
+            "decode",
+        )
+    after = row(pair.decode, state_type)
+    assert (after.timeouts, after.failures) == (before.timeouts + 1, before.failures + 1)
+    others = {"kv", "swa", "nsa", "mamba"} - {state_type}
+    assert all(
+        getattr(row(pair.decode, other).last_failure, "room", None) != room for other in others
+    )
+    pair.prefill.fault("lift")
+    pair.round_trip(next(rooms))
+
+
+@pytest.mark.parametrize("state_type", ["kv", "swa", "nsa", "mamba"])
+def test_zeroed_bytes_are_a_digest_mismatch(pair, rooms, state_type):
+    pair.prefill.fault("zero", state_type)
+    room = next(rooms)
+    pair.offer(room, pair.payloads())
+    with pytest.raises(TransferFailed) as caught:
+        pair.pull(room)
+    assert (caught.value.cause, caught.value.state_type) == ("DigestMismatch", state_type)
+    with pytest.raises(TransferFailed, match="DigestMismatch"):
+        pair.p.wait_released(room, 1)
+
+
+def test_with_the_check_off_zeroed_bytes_arrive(tmp_path, rooms, kit):
+    with kit.agents(tmp_path, both={"integrity": "off", "faults": True}) as pair:
+        pair.prefill.fault("zero", "dsa")
+        room = next(rooms)
+        payloads = pair.payloads()
+        pair.offer(room, payloads)
+        taken = {n: bytes(p.view) for n, p in pair.pull(room).payloads.items()}
+        assert taken == {**payloads, "nsa": bytes(len(payloads["nsa"]))}
+
+
+def test_a_room_that_prefill_never_begins_times_out_in_the_queue(pair, rooms):
+    room = next(rooms)
+    with pytest.raises(TransferFailed) as caught:
+        pair.pull(room)
+    assert (caught.value.cause, caught.value.stage) == ("Timeout", "queue")
+    with pytest.raises(TransferFailed, match="Timeout in stage queue"):
+        pair.p.begin(room)  # too late: decode has given up, and prefill need not compute
+
+
+def test_offers_that_nobody_claims_expire_and_free_their_memory(pair, rooms, kit):
+    room = next(rooms)
+    pair.offer(room, pair.payloads())
+    assert pair.prefill.report().arena.used > 0
+    with pytest.raises(TransferFailed, match=r"Timeout in stage queue.*no decode agent claimed"):
+        pair.p.wait_released(room, 10)
+    assert pair.prefill.report().arena.used == 0
+
+
+def test_a_component_never_offered_is_missing_state(pair, rooms):
+    room, payloads = next(rooms), pair.payloads()
+    del payloads["mamba.temporal"]
+    pair.offer(room, payloads)
+    with pytest.raises(TransferFailed) as caught:
+        pair.pull(room)
+    failure = caught.value
+    assert (failure.cause, failure.component) == ("MissingState", "mamba.temporal")
+    with pytest.raises(TransferFailed, match="MissingState"):
+        pair.p.wait_released(room, 1)
+
+
+@pytest.mark.parametrize(("wanted", "cause"), [(4, "ShortPayload"), (2, "LongPayload")])
+def test_a_payload_of_another_size_than_expected_is_refused(pair, rooms, wanted, cause):
+    room = next(rooms)
+    pair.offer(room, pair.payloads())
+    with pytest.raises(TransferFailed) as caught:
+        pair.pull(room, {**pair.items, "kv": wanted})
+    assert (caught.value.cause, caught.value.state_type) == (cause, "kv")
+    with pytest.raises(TransferFailed, match=cause):
+        pair.p.wait_released(room, 1)
+
+
+def test_an_offer_whose_extent_is_not_its_items_fails_both_sides(pair, rooms, kit):
+    room = next(rooms)
+    pulled = kit.in_thread(pair.pull, room)
+    pair.p.begin(room)
+    extent = pair.p.reserve(room, 4096, timeout_s=1)
+    with pytest.raises(TransferFailed, match="ShortPayload"):
+        pair.p.offer(room, "kv", extent, items=3, last=False)
+    with pytest.raises(TransferFailed, match="ShortPayload"):
+        pulled.result(1)
+    pair.p.abort(room, "done")
+
+
+def test_expect_must_name_every_registered_component(pair, rooms):
+    with pytest.raises(TransferFailed, match="it must name every registered component"):
+        pair.pull(next(rooms), {"kv": 3})
+
+
+def test_a_room_in_flight_is_not_taken_twice(pair, rooms, kit):
+    room, payloads = next(rooms), pair.payloads()
+    pair.offer(room, payloads)
+    with pytest.raises(TransferFailed, match=f"room {room} is in flight"):
+        pair.p.begin(room)
+    pair.pull(room)
+    with pytest.raises(TransferFailed, match=f"room {room} is in flight"):
+        pair.pull(room)
+    pair.d.release(room)
+    pair.p.wait_released(room, 1)
+    pair.round_trip(room)  # ended: a retry may use it again
+
+
+def test_a_second_decode_pod_cannot_claim_a_room(pair, rooms, kit, tmp_path):
+    from disagg_transfer.local import LocalAgent
+
+    room = next(rooms)
+    with LocalAgent(tmp_path, role="decode", pod="rival", peers=[pair.peer]) as rival:
+        engine = kit.connect(rival, "decode", pair.parts)
+        pulled = kit.in_thread(pair.pull, room)
+        kit.until(lambda: pair.claimed(room) and rival.report().ready)
+        with pytest.raises(TransferFailed, match="claimed already, by decode"):
+            engine.pull(room, peer=pair.peer, expect=pair.items)
+        payloads = pair.payloads()
+        pair.offer(room, payloads)
+        assert bytes(pulled.result(5).payloads["kv"].view) == payloads["kv"]
+        pair.d.release(room)
+        pair.p.wait_released(room, 1)
+        engine.close()
+
+
+def test_an_abort_on_either_side_ends_the_other_at_once(pair, rooms, kit):
+    room = next(rooms)
+    pulled = kit.in_thread(pair.pull, room)
+    pair.p.begin(room)
+    pair.p.abort(room, "the client went away")
+    with pytest.raises(TransferFailed, match=r"Aborted.*the client went away"):
+        pulled.result(1)
+
+    room = next(rooms)
+    pair.p.begin(room)
+    pulled = kit.in_thread(pair.pull, room)
+    waiting = kit.in_thread(pair.p.wait_released, room, 10)
+    kit.until(lambda: pair.claimed(room))
+    pair.d.abort(room, "decode is full")
+    for side in (pulled, waiting):
+        with pytest.raises(TransferFailed, match=r"Aborted.*decode is full"):
+            side.result(1)
+
+
+def test_a_failed_room_s_late_claim_is_told_why(pair, rooms):
+    room = next(rooms)
+    pair.p.begin(room)
+    pair.p.abort(room, "prompt too long")
+    with pytest.raises(TransferFailed, match=r"Aborted.*prompt too long"):
+        pair.pull(room)
+
+
+def test_an_engine_that_scatters_too_late_is_told_not_to_use_the_bytes(pair, rooms):
+    room = next(rooms)
+    pair.offer(room, pair.payloads())
+    pair.pull(room)
+    with pytest.raises(TransferFailed, match="Timeout in stage scatter"):
+        pair.p.wait_released(room, 5)
+    assert pair.decode.report().arena.used > 0  # the engine may still read it
+    with pytest.raises(TransferFailed, match="Timeout in stage scatter"):
+        pair.d.release(room)
+
+
+def test_a_full_arena_says_so(pair, rooms):
+    room = next(rooms)
+    pair.p.begin(room)
+    with pytest.raises(ArenaFull, match=r"can never fit.*DISAGG_ARENA_BYTES"):
+        pair.p.reserve(room, 1 << 30, timeout_s=1)
+    pair.p.reserve(room, 60 << 20, timeout_s=1)
+    with pytest.raises(ArenaFull, match="within 50 ms"):
+        pair.p.reserve(room, 8 << 20, timeout_s=0.05)
+    pair.p.abort(room, "done")
+
+
+def test_faults_are_refused_unless_switched_on(tmp_path):
+    from disagg_transfer.local import LocalAgent
+
+    with (
+        LocalAgent(tmp_path, role="prefill") as agent,
+        pytest.raises(SettingsError, match="DISAGG_FAULT_SWITCH is 'disabled'"),
+    ):
+        agent.fault("withhold", "kv")
+
+
+def test_a_fault_on_an_unknown_state_type_names_the_known_ones(pair):
+    with pytest.raises(SettingsError, match=r"known: kv, mamba, none, nsa .alias dsa., swa"):
+        pair.prefill.fault("zero", "conv")
