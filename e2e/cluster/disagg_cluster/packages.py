@@ -20,6 +20,7 @@ NODE_PACKAGES = {
 IMAGE_PACKAGES = {
     "buildah": "buildah",
     "debootstrap": "debootstrap",
+    "skopeo": "skopeo",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
