@@ -19,7 +19,9 @@ from disagg_cluster.addresses import (
     NODE_ADDRESS,
     NODE_NAME,
 )
+from disagg_cluster.errors import MachineError
 
+FORMAT = 2  # raised when what is in a certificate changes
 LIFETIME = dt.timedelta(days=365)
 BACKDATED = dt.timedelta(hours=1)  # clocks in virtual machines step back
 
@@ -86,12 +88,29 @@ def _alternative_name(text: str) -> x509.GeneralName:
         return x509.DNSName(text)
 
 
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
+    authority_key: ec.EllipticCurvePublicKey,
     now: dt.datetime,
 ) -> x509.CertificateBuilder:
+    """With all that Python 3.13 asks of a chain (VERIFY_X509_STRICT): key identifiers and usages."""
+    is_authority = public_key == authority_key
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -100,6 +119,15 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - BACKDATED)
         .not_valid_after(now + LIFETIME)
+        .add_extension(
+            x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None),
+            critical=True,
+        )
+        .add_extension(_usage(authority=is_authority), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key), critical=False
+        )
     )
 
 
@@ -116,11 +144,8 @@ class Authority:
 def new_authority(now: dt.datetime) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     name = _subject("disagg-cluster")
-    certificate = (
-        _builder(name, name, key.public_key(), now)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
+    public = key.public_key()
+    certificate = _builder(name, name, public, public, now).sign(key, hashes.SHA256())
     return Authority(key, certificate)
 
 
@@ -132,6 +157,7 @@ def issue(authority: Authority, identity: Identity, now: dt.datetime) -> tuple[b
         _subject(identity.name, identity.groups),
         authority.certificate.subject,
         key.public_key(),
+        authority.key.public_key(),
         now,
     ).add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
     if identity.served:
@@ -142,11 +168,16 @@ def issue(authority: Authority, identity: Identity, now: dt.datetime) -> tuple[b
 
 
 def ensure_certificates(folder: Path) -> bool:
-    """True when new ones were made: none were there, or other ones are wanted now."""
-    inputs = json.dumps([asdict(identity) for identity in IDENTITIES])
+    """True when they were made. A running cluster keeps its own: tokens in pods hang on them."""
+    inputs = json.dumps([FORMAT, *(asdict(identity) for identity in IDENTITIES)])
     marker = folder / "inputs.json"
-    if marker.exists() and marker.read_text(encoding="utf-8") == inputs:
-        return False
+    if marker.exists():
+        if marker.read_text(encoding="utf-8") == inputs:
+            return False
+        raise MachineError(
+            f"the cluster's certificates in {folder} are of another version of this program:"
+            " run `disagg-cluster down` and then `up`"
+        )
     now = dt.datetime.now(dt.UTC)
     authority = new_authority(now)
     _write_private(folder / "ca.key", _key_bytes(authority.key))
