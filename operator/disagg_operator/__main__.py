@@ -5,6 +5,9 @@ import logging
 import os
 import socket
 import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 import kopf
@@ -36,13 +39,15 @@ def main() -> int:
     return 0
 
 
-async def run(
-    settings: Settings,
-    *,
-    stop: asyncio.Event | None = None,
-    ready: asyncio.Event | None = None,
-) -> None:
-    """Until SIGTERM, or until `stop` is set; `ready` is set once everything is watched."""
+async def run(settings: Settings) -> None:
+    """Until SIGTERM."""
+    async with assembled(settings) as runtime:
+        await operate(runtime)
+
+
+@asynccontextmanager
+async def assembled(settings: Settings) -> AsyncIterator[Runtime]:
+    """Everything but kopf: clients, report feed, HTTP port."""
     metrics, wakeups = Metrics(), Wakeups()
     gateway = Gateway(configuration=await client_configuration(), metrics=metrics)
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
@@ -57,23 +62,20 @@ async def run(
         )
         web = await serve(runtime, port=settings.http_port)
         try:
-            await _until_served(gateway)
-            await _operate(runtime, stop=stop, ready=ready)
+            yield runtime
         finally:
             await runtime.feed.close()
             await web.cleanup()
 
 
-async def _until_served(gateway: Gateway) -> None:
-    """A chart installs the CRD and the operator at once; the CRD takes a moment to be served."""
-    while not await gateway.serves_resource():
-        logger.info("waiting for the CRD %s.%s to be served", names.PLURAL, names.GROUP)
-        await asyncio.sleep(CRD_RECHECK_S)
-
-
-async def _operate(
-    runtime: Runtime, *, stop: asyncio.Event | None, ready: asyncio.Event | None
+async def operate(
+    runtime: Runtime,
+    *,
+    stop: threading.Event | None = None,
+    ready: threading.Event | None = None,
 ) -> None:
+    """Until SIGTERM, or until `stop` is set; `ready` is set once everything is watched."""
+    await _until_served(runtime.gateway)
     namespaces = runtime.settings.namespaces
     await kopf.operator(
         registry=registry_of(runtime),
@@ -84,6 +86,13 @@ async def _operate(
         stop_flag=stop,
         ready_flag=ready,
     )
+
+
+async def _until_served(gateway: Gateway) -> None:
+    """A chart installs the CRD and the operator at once; the CRD takes a moment to be served."""
+    while not await gateway.serves_resource():
+        logger.info("waiting for the CRD %s.%s to be served", names.PLURAL, names.GROUP)
+        await asyncio.sleep(CRD_RECHECK_S)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,287 @@
+"""A cluster in a dict: the API server's and the controllers' part in what a plan leads to."""
+
+import copy
+import itertools
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import pytest
+
+from disagg_operator import names, render
+from disagg_operator.api.status import DisaggDeploymentStatus
+from disagg_operator.kinds import Kind
+from disagg_operator.observe import AgentView, observe, pod_record, router_record, service_record
+from disagg_operator.plan import Apply, CreatePod, Delete, EnsureKey, decide
+from disagg_operator.report import Moment, status_of
+from disagg_operator.tally import Tally, advance
+from disagg_transfer.contract import (
+    ArenaReport,
+    Cause,
+    EngineReport,
+    FailureReport,
+    Report,
+    Role,
+    Stage,
+    StateTypeReport,
+)
+
+# After STARTED, by a day.
+NOW = 1767312000.0
+STARTED = "2026-01-01T00:00:00Z"
+
+
+class ClusterModel:
+    """Objects by (kind, name). `settle` is what kubelet and deployment controller do in the end."""
+
+    def __init__(self, images):
+        self.images = images
+        self.objects = {}
+        self.keys = frozenset()
+        self.uids = itertools.count(1)
+
+    def of(self, kind):
+        return {name: body for (known, name), body in self.objects.items() if known is kind}
+
+    def observed(self, deployment):
+        return observe(
+            owner_uid=deployment.uid,
+            pods=map(pod_record, self.of(Kind.POD).values()),
+            services=map(service_record, self.of(Kind.SERVICE).values()),
+            routers=map(router_record, self.of(Kind.DEPLOYMENT).values()),
+        )
+
+    def decide(self, deployment):
+        return decide(deployment, self.observed(deployment), images=self.images, keys=self.keys)
+
+    def carry_out(self, plan):
+        for intent in plan.intents:
+            self.one(intent)
+
+    def one(self, intent):
+        match intent:
+            case Apply(kind=kind, name=name, body=body):
+                self.put(kind, name, body)
+            case CreatePod(name=name, body=body):
+                assert (Kind.POD, name) not in self.objects, f"pod {name} created twice"
+                self.put(Kind.POD, name, body)
+            case EnsureKey(revision=revision, service=service):
+                assert (Kind.SERVICE, service) in self.objects
+                self.keys |= {revision}
+            case Delete(kind=kind, name=name, uid=uid):
+                assert self.objects[kind, name]["metadata"]["uid"] == uid
+                del self.objects[kind, name]
+
+    def put(self, kind, name, body):
+        body = copy.deepcopy(body)
+        known = self.objects.get((kind, name))
+        metadata = body["metadata"]
+        metadata["uid"] = known["metadata"]["uid"] if known else f"uid-{next(self.uids)}"
+        generation = known["metadata"]["generation"] if known else 0
+        changed = not known or known["spec"] != body["spec"]
+        metadata["generation"] = generation + 1 if changed else generation
+        body["status"] = known["status"] if known else {}
+        self.objects[kind, name] = body
+
+    def settle(self):
+        for body in self.of(Kind.POD).values():
+            if body["status"].get("phase") not in {"Failed", "Succeeded"}:
+                body["status"] = running_status(body)
+        for body in self.of(Kind.DEPLOYMENT).values():
+            body["status"] = rolled_status(body)
+
+    def converge(self, deployment, *, rounds=12):
+        for _ in range(rounds):
+            plan = self.decide(deployment)
+            if not plan.intents:
+                return
+            self.carry_out(plan)
+            self.settle()
+        raise AssertionError(f"no end after {rounds} rounds: {plan.intents}")
+
+
+def running_status(pod, *, ready=True):
+    containers = [
+        *pod["spec"].get("initContainers", ()),
+        *pod["spec"]["containers"],
+    ]
+    sidecar = [container_status(c["name"], c["image"], ready=ready) for c in containers]
+    split = len(pod["spec"].get("initContainers", ()))
+    return {
+        "phase": "Running",
+        "podIP": "10.0.0.1",
+        "conditions": [
+            {"type": "PodScheduled", "status": "True"},
+            {"type": "Ready", "status": "True" if ready else "False"},
+        ],
+        "initContainerStatuses": sidecar[:split],
+        "containerStatuses": sidecar[split:],
+    }
+
+
+def container_status(name, image="image:1", *, ready=True, **fields):
+    found = {
+        "name": name,
+        "image": image,
+        "imageID": "",
+        "ready": ready,
+        "restartCount": 0,
+        "state": {"running": {"startedAt": STARTED}},
+    }
+    return {**found, **fields}
+
+
+def rolled_status(deployment):
+    replicas = deployment["spec"]["replicas"]
+    return {
+        "observedGeneration": deployment["metadata"]["generation"],
+        "replicas": replicas,
+        "updatedReplicas": replicas,
+        "availableReplicas": replicas,
+        "readyReplicas": replicas,
+    }
+
+
+@pytest.fixture
+def cluster(images):
+    return ClusterModel(images)
+
+
+@pytest.fixture(scope="session")
+def new_cluster(images):
+    """For property tests, which need a fresh cluster for each example."""
+    return lambda: ClusterModel(images)
+
+
+@pytest.fixture(scope="session")
+def revision(images):
+    return lambda deployment: render.revision(deployment, images=images)
+
+
+@pytest.fixture(scope="session")
+def pod_statuses():
+    """Builders of pod statuses, for tests that play kubelet."""
+    return {"running": running_status, "container": container_status}
+
+
+@pytest.fixture(scope="session")
+def pods_of():
+    def pods_of(cluster, role):
+        return sorted(
+            name
+            for name, body in cluster.of(Kind.POD).items()
+            if body["metadata"]["labels"][names.LABEL_ROLE] == role
+        )
+
+    return pods_of
+
+
+def make_report(pod, *, role="decode", incarnation="a", rows=(), **fields):
+    base = Report(
+        version=1,
+        cursor=1,
+        incarnation=incarnation,
+        pod=pod,
+        role=Role(role),
+        revision="r",
+        time=0.0,
+        engine=EngineReport(connected=True, components=()),
+        ready=True,
+        not_ready_reason=None,
+        not_ready_message=None,
+        transport="tcp",
+        layout_mismatch=(),
+        peers=(),
+        state_types=tuple(rows),
+        inflight=0,
+        arena=ArenaReport(bytes=1, used=0, unsettled=0),
+        faults=(),
+    )
+    return replace(base, **fields)
+
+
+def make_row(state_type, *, transfers=0, timeouts=0, failures=0, success=None, failure=None):
+    return StateTypeReport(
+        type=state_type,
+        transfers=transfers,
+        bytes=transfers * 10,
+        timeouts=timeouts,
+        failures=failures,
+        last_success=success,
+        last_failure=failure,
+    )
+
+
+def make_failure(prefill, decode, *, time, stage="notify", cause="Timeout", room=7, detail="5 s"):
+    return FailureReport(
+        time=time,
+        stage=Stage(stage),
+        cause=Cause(cause),
+        component=None,
+        prefill_pod=prefill,
+        decode_pod=decode,
+        detail=detail,
+        room=room,
+    )
+
+
+@pytest.fixture(scope="session")
+def reported():
+    """Builders of agents' reports."""
+    return SimpleNamespace(report=make_report, row=make_row, failure=make_failure)
+
+
+@dataclass(kw_only=True)
+class World:
+    """A converged deployment of one prefill and one decode pod, and how its status is made."""
+
+    cluster: ClusterModel
+    deployment: object
+    views: dict = field(default_factory=dict)
+    previous: DisaggDeploymentStatus = field(default_factory=DisaggDeploymentStatus)
+    tally: Tally = field(default_factory=Tally)
+    now: float = NOW
+    error: object = None
+
+    @property
+    def prefill(self):
+        return next(name for name in self.cluster.of(Kind.POD) if "-prefill-" in name)
+
+    @property
+    def decode(self):
+        return next(name for name in self.cluster.of(Kind.POD) if "-decode-" in name)
+
+    def pod(self, name):
+        return self.cluster.objects[Kind.POD, name]
+
+    def tell(self, *reports):
+        for report in reports:
+            self.views[report.pod] = AgentView(report=report)
+
+    def status(self):
+        """One pass's status, which the next pass finds."""
+        plan = self.cluster.decide(self.deployment)
+        rows = self.previous.transfer.state_types if self.previous.transfer else ()
+        self.tally = advance(self.tally, self.views, previous=rows, complete=True)
+        self.previous = status_of(
+            Moment(
+                deployment=self.deployment,
+                observed=self.cluster.observed(self.deployment),
+                plan=plan,
+                views=self.views,
+                tally=self.tally,
+                previous=self.previous,
+                error=self.error,
+                now=self.now,
+            )
+        )
+        return self.previous
+
+    def condition(self, kind):
+        return next(item for item in self.status().conditions if item.type == kind)
+
+
+@pytest.fixture
+def world(cluster, deployment):
+    found = World(cluster=cluster, deployment=deployment(model={"stateTypes": ["kv", "mamba"]}))
+    cluster.converge(found.deployment)
+    return found
