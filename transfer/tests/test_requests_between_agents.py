@@ -240,16 +240,6 @@ def test_a_full_arena_says_so(pair, rooms):
     pair.p.abort(room, "done")
 
 
-def test_faults_are_refused_unless_switched_on(tmp_path):
-    from disagg_transfer.local import LocalAgent
-
-    with (
-        LocalAgent(tmp_path, role="prefill") as agent,
-        pytest.raises(SettingsError, match="DISAGG_FAULT_SWITCH is 'disabled'"),
-    ):
-        agent.fault("withhold", "kv")
-
-
 def test_a_fault_on_an_unknown_state_type_names_the_known_ones(pair):
     with pytest.raises(SettingsError, match=r"known: kv, mamba, none, nsa .alias dsa., swa"):
         pair.prefill.fault("zero", "conv")

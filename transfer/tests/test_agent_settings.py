@@ -1,0 +1,93 @@
+"""Every bad value of the agent's environment is refused by the variable's name."""
+
+import pytest
+
+from disagg_transfer.contract import Stage
+from disagg_transfer.errors import SettingsError
+from disagg_transfer.settings import Address, from_environment, parse_address
+
+
+@pytest.fixture
+def env(tmp_path):
+    (tmp_path / "key").write_bytes(b"00" * 32 + b"\n")
+    return {
+        "DISAGG_NAMESPACE": "n",
+        "DISAGG_DEPLOYMENT": "d",
+        "DISAGG_REVISION": "r",
+        "DISAGG_ROLE": "decode",
+        "DISAGG_POD": "p",
+        "DISAGG_KEY_FILE": str(tmp_path / "key"),
+    }
+
+
+def test_defaults_are_those_of_the_contract(env):
+    settings = from_environment(env)
+    assert settings.key == bytes(32)
+    assert (settings.control_port, settings.http_port) == (8998, 9464)
+    assert settings.timeouts.limit(Stage.WIRE, "kv") == 30
+    assert settings.timeouts.limit(Stage.QUEUE) == 120
+    assert (settings.integrity, settings.fault_switch) == ("always", "disabled")
+    assert str(settings.admin_socket) == "/run/disagg/admin.sock"
+
+
+def test_a_full_environment_is_read(env):
+    settings = from_environment(
+        {
+            **env,
+            "DISAGG_STATE_TYPES": "kv, dsa",
+            "DISAGG_PEER_SERVICE": "svc.ns.svc,10.0.0.1:1234",
+            "DISAGG_ARENA_BYTES": "5000",
+            "DISAGG_TIMEOUTS": '{"default": 3, "stages": {"wire": 1.5}, "stateTypes": {"dsa": 2}}',
+        }
+    )
+    assert settings.state_types == {"kv", "nsa"}
+    assert settings.peer_services == (
+        Address(host="svc.ns.svc", port=8998),
+        Address(host="10.0.0.1", port=1234),
+    )
+    assert settings.arena_bytes == 8192
+    assert settings.timeouts.limit(Stage.WIRE, "nsa") == 2
+    assert settings.timeouts.limit(Stage.WIRE) == 1.5
+    assert settings.timeouts.limit(Stage.SCATTER) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("DISAGG_POD", "", "must be 1 to 253 characters"),
+        ("DISAGG_ROLE", "", "'' is not one of prefill, decode"),
+        ("DISAGG_ROLE", "mono", "'mono' is not one of prefill, decode"),
+        ("DISAGG_HTTP_PORT", "65536", "not a whole number within 0..65535"),
+        ("DISAGG_CONTROL_PORT", "-1", "not a whole number"),
+        ("DISAGG_ARENA_BYTES", "1GiB", "not a whole number within 4096.."),
+        ("DISAGG_STATE_TYPES", "kv,ring", "'ring' is not known; known: kv"),
+        ("DISAGG_INTEGRITY", "maybe", "'maybe' is not one of always, off"),
+        ("DISAGG_FAULT_SWITCH", "1", "'1' is not one of enabled, disabled"),
+        ("DISAGG_PEER_SERVICE", "a:b:c", "'a:b:c' is not host or host:port"),
+        ("DISAGG_TIMEOUTS", "{", "not JSON"),
+        ("DISAGG_TIMEOUTS", "[]", "must be an object"),
+        ("DISAGG_TIMEOUTS", '{"defaults": 1}', "must be an object of default"),
+        ("DISAGG_TIMEOUTS", '{"default": 0}', "default: 0 is not seconds"),
+        ("DISAGG_TIMEOUTS", '{"default": true}', "default: True is not seconds"),
+        ("DISAGG_TIMEOUTS", '{"default": NaN}', "default: nan is not seconds"),
+        ("DISAGG_TIMEOUTS", '{"stages": {"send": 1}}', "'send' is not one of bootstrap"),
+        ("DISAGG_TIMEOUTS", '{"stages": 3}', "stages: 3 is not an object"),
+        ("DISAGG_TIMEOUTS", '{"stateTypes": {"x": 1}}', "'x' is not known"),
+        ("DISAGG_KEY_FILE", "/nowhere/key", "cannot read /nowhere/key"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(env, name, value, told):
+    with pytest.raises(SettingsError, match=f"^{name}") as caught:
+        from_environment({**env, name: value})
+    assert told in str(caught.value)
+
+
+def test_a_short_key_is_refused(env, tmp_path):
+    (tmp_path / "key").write_bytes(b"too short")
+    with pytest.raises(SettingsError, match="holds 9 bytes, at least 16 are needed"):
+        from_environment(env)
+
+
+def test_addresses_are_read_in_every_form():
+    assert parse_address("h") == Address(host="h", port=8998)
+    assert str(parse_address("[::1]:80")) == "[::1]:80"

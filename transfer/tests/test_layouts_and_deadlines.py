@@ -1,0 +1,89 @@
+"""Pure parts: fingerprints, stage clocks, the registry."""
+
+import dataclasses
+
+import pytest
+
+from disagg_transfer import contract, registry
+from disagg_transfer.contract import Stage
+from disagg_transfer.deadlines import StageClocks, Timeouts
+from disagg_transfer.errors import UnknownStateTypeError
+from disagg_transfer.layout import compare
+from disagg_transfer.protocol import ComponentLayout, Fingerprint
+
+KV = ComponentLayout(
+    name="kv",
+    state_type="kv",
+    type_version=1,
+    item_bytes=4096,
+    layers=12,
+    dtype="float32",
+    page_size=16,
+)
+MAMBA = dataclasses.replace(KV, name="mamba", state_type="mamba", page_size=0)
+BOTH = Fingerprint(model="m", page_size=16, components=(KV, MAMBA))
+
+
+def test_equal_layouts_have_no_difference():
+    turned = dataclasses.replace(BOTH, components=(MAMBA, KV))
+    assert compare(BOTH, BOTH) == compare(BOTH, turned) == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "name"),
+    [
+        ("state_type", "swa", "stateType"),
+        ("type_version", 2, "typeVersion"),
+        ("item_bytes", 8192, "itemBytes"),
+        ("layers", 13, "layers"),
+        ("dtype", "bfloat16", "dtype"),
+        ("page_size", 64, "pageSize"),
+    ],
+)
+def test_a_component_that_differs_is_named_with_both_values(field, value, name):
+    other = dataclasses.replace(KV, **{field: value})
+    (difference,) = compare(BOTH, dataclasses.replace(BOTH, components=(other, MAMBA)))
+    assert difference.field == f"components[kv].{name}"
+    assert (difference.prefill, difference.decode) == (str(getattr(KV, field)), str(value))
+
+
+def test_every_difference_is_listed():
+    decode = Fingerprint(model="n", page_size=1, components=(KV,))
+    assert [(d.field, d.prefill, d.decode) for d in compare(BOTH, decode)] == [
+        ("model", "m", "n"),
+        ("pageSize", "16", "1"),
+        ("components[mamba]", "state type mamba", "(absent)"),
+    ]
+    assert compare(decode, BOTH)[-1].prefill == "(absent)"
+
+
+def test_a_state_type_s_limit_wins_over_the_stage_s_and_that_over_the_default():
+    limits = Timeouts(default_s=30, stages={Stage.WIRE: 5}, state_types={"mamba": 1})
+    assert limits.limit(Stage.WIRE, "mamba") == limits.limit(Stage.NOTIFY, "mamba") == 1
+    assert limits.limit(Stage.WIRE, "kv") == limits.limit(Stage.WIRE) == 5
+    assert limits.limit(Stage.NOTIFY, "kv") == 30
+
+
+def test_a_stage_s_clock_starts_with_the_stage():
+    clocks = StageClocks()
+    assert clocks.earliest is None
+    clocks.start(Stage.QUEUE, now=100, limit_s=50)
+    clocks.start(Stage.NOTIFY, "kv", now=120, limit_s=10)
+    clocks.start(Stage.NOTIFY, "mamba", now=120, limit_s=5)
+    assert (clocks.earliest.component, clocks.earliest.at) == ("mamba", 125)
+    clocks.stop(Stage.NOTIFY, "mamba")
+    clocks.stop(Stage.NOTIFY, "mamba")
+    assert clocks.earliest.component == "kv"
+    clocks.stop(Stage.NOTIFY, "kv")
+    assert (clocks.earliest.stage, clocks.earliest.at) == (Stage.QUEUE, 150)
+
+
+def test_the_contract_names_what_the_registry_has():
+    assert tuple(sorted(registry.REGISTRY)) == contract.STATE_TYPES
+    for alias, name in contract.STATE_TYPE_ALIASES.items():
+        assert registry.lookup(alias).name == name
+
+
+def test_an_unknown_state_type_is_refused_naming_the_known():
+    with pytest.raises(UnknownStateTypeError, match=r"kv, mamba, none, nsa \(alias dsa\), swa"):
+        registry.lookup("c128_state")

@@ -1,0 +1,224 @@
+"""Bytes from anybody: parsed strictly, or refused; frames cannot be forged, moved or repeated."""
+
+import contextlib
+import dataclasses
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_transfer.codec import LENGTH
+from disagg_transfer.contract import Cause, Role, Stage
+from disagg_transfer.engine_messages import ANSWERS, CALLS, Begin, Pull
+from disagg_transfer.errors import AuthenticationError, WireError
+from disagg_transfer.protocol import (
+    HANDSHAKE,
+    SESSION,
+    ComponentLayout,
+    Confirmed,
+    EngineGone,
+    Failed,
+    Fingerprint,
+    Hello,
+    Identity,
+    Landed,
+    Layout,
+    Offer,
+    Ping,
+    Release,
+    Seal,
+    Transcript,
+    Want,
+    Welcome,
+    check_identity,
+    check_proof,
+)
+
+ROOM = {"room": 2**63 - 1, "request": bytes(range(16))}
+COMPONENT = ComponentLayout(
+    name="kv", state_type="kv", type_version=1, item_bytes=1, layers=1, dtype="f", page_size=16
+)
+MESSAGES = [
+    Layout(
+        epoch=1,
+        fingerprint=Fingerprint(model="m", page_size=16, components=(COMPONENT,)),
+        fabric_name="a/b/c",
+        fabric_metadata=b"\x00\x01",
+        arena_base=2**64 - 1,
+        arena_bytes=4096,
+    ),
+    EngineGone(epoch=1),
+    Want(**ROOM, epoch=1),
+    Offer(
+        **ROOM,
+        epoch=1,
+        index=0,
+        last=True,
+        component="kv",
+        chunk=0,
+        chunks=1,
+        items=1,
+        offset=0,
+        nbytes=1,
+        digest=bytes(16),
+        aux=b"aux",
+    ),
+    Landed(**ROOM),
+    Confirmed(**ROOM),
+    Release(**ROOM),
+    Failed(
+        **ROOM,
+        cause=Cause.TIMEOUT,
+        stage=Stage.WIRE,
+        state_type=None,
+        component="kv",
+        detail="late",
+    ),
+    Ping(),
+]
+US = Identity(
+    namespace="n", deployment="d", revision="r", role=Role.PREFILL, pod="p", incarnation="1"
+)
+THEM = dataclasses.replace(US, role=Role.DECODE, pod="q")
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_every_message_survives_the_wire(message):
+    assert SESSION.decode(SESSION.encode(message)) == message
+
+
+@pytest.mark.parametrize("codec", [HANDSHAKE, SESSION, CALLS, ANSWERS])
+@given(data=st.binary(max_size=200))
+def test_random_bytes_are_refused_not_crashed_on(codec, data):
+    with contextlib.suppress(WireError):
+        codec.decode(data)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@given(
+    message=st.sampled_from(MESSAGES),
+    data=st.data(),
+)
+def test_a_message_with_one_field_changed_is_a_message_or_refused(message, data):
+    name, body = msgpack.unpackb(SESSION.encode(message))
+    if body and data.draw(st.booleans()):
+        body[data.draw(st.sampled_from(sorted(body)))] = data.draw(ANYTHING)
+    else:
+        body = data.draw(ANYTHING)
+    try:
+        decoded = SESSION.decode(msgpack.packb([name, body]))
+    except WireError:
+        return
+    assert type(decoded) is type(message)
+    assert SESSION.decode(SESSION.encode(decoded)) == decoded
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"room": -1}, "Want.room: value -1"),
+        ({"room": 2**63}, "Want.room: value"),
+        ({"room": True}, "Want.room: bool is not int"),
+        ({"room": "1"}, "Want.room: str is not int"),
+        ({"request": b"short"}, "Want.request: length 5 is not within 16..16"),
+        ({"extra": 1}, "Want: fields must be exactly room, request, epoch"),
+    ],
+)
+def test_a_bad_field_is_named(change, told):
+    name, body = msgpack.unpackb(SESSION.encode(Want(**ROOM, epoch=1)))
+    with pytest.raises(WireError, match=told):
+        SESSION.decode(msgpack.packb([name, {**body, **change}]))
+
+
+def test_an_unknown_message_is_named_with_the_known():
+    with pytest.raises(WireError, match=r"'Shout' is not known; known: Abort, AwaitRelease"):
+        CALLS.decode(msgpack.packb(["Shout", {}]))
+
+
+def test_an_engine_s_bad_argument_is_named():
+    for bad in (Begin(call=1, room=2**63), Pull(call=1, room=1, peer="x", expect={"kv": -1})):
+        with pytest.raises(WireError, match=type(bad).__name__):
+            CALLS.decode(CALLS.encode(bad))
+
+
+def body(frame):
+    return frame[LENGTH.size :]
+
+
+def test_sealed_frames_open_in_order_only():
+    sender = Seal(b"k" * 32)
+    frames = [body(sender.close(Want(room=i, request=bytes(16), epoch=1))) for i in range(3)]
+    opened = Seal(b"k" * 32)
+    assert [opened.open(frame).room for frame in frames] == [0, 1, 2]
+    for order in ((0, 0), (1,), (0, 2)):
+        opened = Seal(b"k" * 32)
+        for index in order[:-1]:
+            opened.open(frames[index])
+        with pytest.raises(WireError, match="forged, repeated or out of sequence"):
+            opened.open(frames[order[-1]])
+    with pytest.raises(WireError, match="forged"):
+        Seal(b"x" * 32).open(frames[0])
+
+
+@given(message=st.sampled_from(MESSAGES), data=st.data())
+def test_one_changed_bit_breaks_the_seal(message, data):
+    frame = bytearray(body(Seal(b"k" * 32).close(message)))
+    place = data.draw(st.integers(0, len(frame) * 8 - 1))
+    frame[place // 8] ^= 1 << place % 8
+    with pytest.raises(WireError):
+        Seal(b"k" * 32).open(bytes(frame))
+
+
+def script(**changes):
+    hello = Hello(protocol=1, identity=THEM, nonce=bytes(32))
+    welcome = Welcome(protocol=1, identity=US, nonce=bytes([1]) * 32, proof=b"")
+    parts = {"hello": hello, "welcome": welcome}
+    for path, value in changes.items():
+        which, field = path.split("_", 1)
+        parts[which] = dataclasses.replace(parts[which], **{field: value})
+    return Transcript(**parts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hello_nonce": bytes([9]) * 32},
+        {"welcome_nonce": bytes([9]) * 32},
+        {"hello_identity": dataclasses.replace(THEM, pod="z")},
+        {"welcome_identity": dataclasses.replace(US, incarnation="2")},
+        {"hello_protocol": 2},
+    ],
+)
+def test_a_proof_is_of_every_word_of_the_handshake(change):
+    key = b"secret"
+    proof = script().derive(key, b"dialer")
+    check_proof(script(), key=key, purpose=b"dialer", proof=proof)
+    with pytest.raises(AuthenticationError):
+        check_proof(script(**change), key=key, purpose=b"dialer", proof=proof)
+
+
+def test_a_proof_is_not_the_other_side_s_nor_of_another_key():
+    proof = script().derive(b"secret", b"listener")
+    for key, purpose in ((b"secret", b"dialer"), (b"other", b"listener")):
+        with pytest.raises(AuthenticationError, match="does not hold this deployment's key"):
+            check_proof(script(), key=key, purpose=purpose, proof=proof)
+
+
+@pytest.mark.parametrize("field", ["namespace", "deployment", "revision"])
+def test_a_peer_is_of_the_same_deployment_and_revision(field):
+    check_identity(US, THEM, protocol=1)
+    with pytest.raises(AuthenticationError, match=f"{field}: peer q has 'else'"):
+        check_identity(US, dataclasses.replace(THEM, **{field: "else"}), protocol=1)
+
+
+def test_a_peer_is_of_the_other_role_and_the_same_protocol():
+    with pytest.raises(AuthenticationError, match="role: peer q has 'prefill'"):
+        check_identity(US, dataclasses.replace(THEM, role=Role.PREFILL), protocol=1)
+    with pytest.raises(AuthenticationError, match="protocol: peer q speaks 2"):
+        check_identity(US, THEM, protocol=2)

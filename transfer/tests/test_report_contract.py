@@ -1,0 +1,125 @@
+"""The report survives its wire form; anything else is refused by the field's name."""
+
+import dataclasses
+import json
+
+import pytest
+
+from disagg_transfer.contract import (
+    ArenaReport,
+    Cause,
+    ComponentReport,
+    EngineReport,
+    FailureReport,
+    MismatchReport,
+    PeerReport,
+    PeerState,
+    Report,
+    ReportError,
+    Role,
+    Stage,
+    StateTypeReport,
+    parse_report,
+)
+
+FAILURE = FailureReport(
+    time=1.5,
+    stage=Stage.NOTIFY,
+    cause=Cause.TIMEOUT,
+    component=None,
+    prefill_pod="p",
+    decode_pod="d",
+    detail="late",
+    room=2**63 - 1,
+)
+REPORT = Report(
+    version=1,
+    cursor=7,
+    incarnation="abc",
+    pod="d",
+    role=Role.DECODE,
+    revision="r1",
+    time=2.0,
+    engine=EngineReport(
+        connected=True,
+        components=(
+            ComponentReport(
+                name="kv", state_type="kv", item_bytes=1, layers=2, dtype="f", page_size=16
+            ),
+        ),
+    ),
+    ready=False,
+    not_ready_reason="NoPeers",
+    not_ready_message="none",
+    transport="tcp",
+    layout_mismatch=(
+        MismatchReport(field="model", prefill="a", decode="b", prefill_pod="p", decode_pod="d"),
+    ),
+    peers=(PeerReport(pod="p", incarnation="i", state=PeerState.UP, detail=""),),
+    state_types=(
+        StateTypeReport(
+            type="kv",
+            transfers=1,
+            bytes=2,
+            timeouts=3,
+            failures=4,
+            last_success=None,
+            last_failure=FAILURE,
+        ),
+    ),
+    inflight=0,
+    arena=ArenaReport(bytes=1, used=0, unsettled=0),
+    faults=("withhold:kv",),
+)
+
+
+def test_a_report_is_read_as_it_was_written():
+    assert parse_report(REPORT.to_json()) == REPORT
+
+
+def test_the_wire_names_are_camel_case():
+    value = json.loads(REPORT.to_json())
+    assert value["stateTypes"][0]["lastFailure"]["prefillPod"] == "p"
+    assert value["notReadyReason"] == "NoPeers"
+    assert value["engine"]["components"][0]["itemBytes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (["cursor"], "7", "report.cursor: '7' is not a int"),
+        (["cursor"], True, "report.cursor: True is not a int"),
+        (["role"], "both", "report.role: 'both' is not one of prefill, decode"),
+        (["stateTypes", 0, "lastFailure", "cause"], "Bad", r"lastFailure.cause: 'Bad' is not one"),
+        (["peers"], {}, "report.peers: {} is not a list"),
+        (["arena", "free"], 1, "report.arena.free: unknown field"),
+        (["version"], 2, "report.version: 2 is not 1"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(path, value, told):
+    data = json.loads(REPORT.to_json())
+    target = data
+    for step in path[:-1]:
+        target = target[step]
+    target[path[-1]] = value
+    with pytest.raises(ReportError, match=told):
+        parse_report(json.dumps(data).encode())
+
+
+@pytest.mark.parametrize("name", ["cursor", "stateTypes", "notReadyReason"])
+def test_a_missing_field_is_refused_by_name(name):
+    data = json.loads(REPORT.to_json())
+    del data[name]
+    with pytest.raises(ReportError, match=f"report.{name}: missing"):
+        parse_report(json.dumps(data).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"\xff", b"{"])
+def test_what_is_no_report_is_refused(data):
+    with pytest.raises(ReportError):
+        parse_report(data)
+
+
+def test_a_null_is_read_where_it_may_be():
+    bare = dataclasses.replace(REPORT, not_ready_reason=None, ready=True)
+    assert parse_report(bare.to_json()) == bare
