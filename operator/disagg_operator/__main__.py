@@ -29,13 +29,13 @@ logger = logging.getLogger("disagg_operator")
 def main() -> int:
     try:
         settings = settings_from(os.environ)
+        logging.basicConfig(
+            level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+        )
+        asyncio.run(run(settings))
     except SettingsError as error:
-        print(f"disagg-operator: {error}", file=sys.stderr)  # noqa: T201 - before logging is set up
+        print(f"disagg-operator: {error}", file=sys.stderr)  # noqa: T201 - no log to trust yet
         return 2
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    asyncio.run(run(settings))
     return 0
 
 

@@ -27,13 +27,13 @@ class Sighting:
 
 
 def sightings(views: Mapping[str, AgentView]) -> tuple[Sighting, ...]:
-    """Each incident once; decode's word goes, since it knows what it waited for."""
+    """Each incident once, newest first; decode's word goes, since it knows what it waited for."""
     found: dict[tuple[str, str, str, int], Sighting] = {}
     for sighting in _all_sightings(views):
         known = found.get(sighting.incident)
         if known is None or sighting.teller is Role.DECODE:
             found[sighting.incident] = sighting
-    return tuple(sorted(found.values(), key=lambda item: item.failure.time, reverse=True))
+    return tuple(sorted(found.values(), key=lambda item: (-item.failure.time, item.incident)))
 
 
 def _all_sightings(views: Mapping[str, AgentView]) -> Iterator[Sighting]:

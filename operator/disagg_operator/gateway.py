@@ -29,6 +29,7 @@ from disagg_operator.errors import (
     ApiNotFoundError,
     ApiRejectedError,
     ApiUnavailableError,
+    SettingsError,
 )
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.metrics import Metrics
@@ -56,10 +57,19 @@ async def client_configuration() -> Configuration:
     try:
         client_config.load_incluster_config(client_configuration=configuration)
     except client_config.ConfigException:
-        await client_config.load_kube_config(
-            config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration
-        )
+        await _load_kubeconfig(configuration)
     return configuration
+
+
+async def _load_kubeconfig(configuration: Configuration) -> None:
+    path = os.environ.get("KUBECONFIG")
+    try:
+        await client_config.load_kube_config(config_file=path, client_configuration=configuration)
+    except client_config.ConfigException as error:
+        raise SettingsError(
+            f"no API server: this is no pod with a service account, and KUBECONFIG"
+            f" ({path or 'not set'}) gives none: {error}"
+        ) from error
 
 
 async def kopf_credentials(configuration: Configuration) -> kopf.ConnectionInfo:
