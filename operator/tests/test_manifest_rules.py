@@ -7,10 +7,12 @@ from kubernetes import client
 from kubernetes.client.rest import ApiException
 
 from disagg_operator import names
+from disagg_transfer import contract
 
 pytestmark = pytest.mark.api
 
 H200_ROLE = {"gpusPerNode": 8, "parallelism": {"tp": 8}}
+H200_ROLES = {"prefill": H200_ROLE, "decode": H200_ROLE}
 H200 = {"hardware": {"profile": "h200"}, "engine": {"type": "sglang", "image": "x"}}
 
 
@@ -45,7 +47,7 @@ ALLOWED = {
     "every state type": {"model": {"stateTypes": ["kv", "mamba", "swa", "nsa"]}},
     "the newer name of nsa": {"model": {"stateTypes": ["kv", "dsa"]}},
     "both roles at zero": {"roles": {"prefill": {"replicas": 0}, "decode": {"replicas": 0}}},
-    "full nodes of GPUs": {**H200, "roles": {"prefill": H200_ROLE, "decode": H200_ROLE}},
+    "full nodes of GPUs": {**H200, "roles": H200_ROLES},
     "two nodes in a group": {
         **H200,
         "roles": {
@@ -149,6 +151,10 @@ REFUSED = {
         {**H200, "roles": {"prefill": H200_ROLE, "decode": {**H200_ROLE, "args": ["--tp-size=4"]}}},
         ["roles.decode.args", "--tp-size=4", "remove"],
     ),
+    "an owned flag of SGLang for both roles": (
+        {**H200, "engine": {**H200["engine"], "args": ["--nnodes"]}, "roles": H200_ROLES},
+        ["engine.args", "--nnodes", "remove"],
+    ),
     "an owned flag of the router": (
         {"router": {"args": ["--host=1"]}},
         ["router.args", "--host=1", "remove"],
@@ -160,6 +166,10 @@ REFUSED = {
     "a reserved variable": (
         {"roles": {"decode": {"env": [{"name": "DISAGG_ROLE", "value": "x"}]}}},
         ["spec.roles.decode.env", "DISAGG_ROLE", "another name"],
+    ),
+    "a reserved variable for both roles": (
+        {"engine": {"env": [{"name": "DISAGG_ROLE", "value": "x"}]}},
+        ["spec.engine.env", "DISAGG_ROLE", "another name"],
     ),
     "a variable given twice": (
         {"engine": {"env": [{"name": "A"}, {"name": "A"}]}},
@@ -189,6 +199,13 @@ REFUSED = {
         {"transfer": {"timeouts": {"stages": {"wire": "25h"}}}},
         ["spec.transfer.timeouts.stages.wire", "25h", "at most 24h"],
     ),
+    **{
+        f"a stage without time: {stage}": (
+            {"transfer": {"timeouts": {"stages": {stage: "0s"}}}},
+            [f"spec.transfer.timeouts.stages.{stage}", "0s", "above 0s"],
+        )
+        for stage in contract.Stage
+    },
     "a stage that there is not": (
         {"transfer": {"timeouts": {"stages": {"teleport": "1s"}}}},
         ["spec.transfer.timeouts.stages.teleport", "unknown field"],
@@ -199,14 +216,39 @@ REFUSED = {
     ),
     "an arena that is no quantity": (
         {"transfer": {"agent": {"arenaBytes": "12Q"}}},
-        ["spec.transfer.agent.arenaBytes", "12Q", "should match"],
+        ["spec.transfer.agent.arenaBytes", "12Q", "from 1Mi to 16Ti"],
     ),
-    "an empty arena": (
-        {"transfer": {"agent": {"arenaBytes": 0}}},
-        ["spec.transfer.agent.arenaBytes", "0", "greater than or equal to 1"],
+    "an arena too small to hold anything": (
+        {"transfer": {"agent": {"arenaBytes": 4096}}},
+        ["spec.transfer.agent.arenaBytes", "4096", "from 1Mi to 16Ti"],
+    ),
+    "an arena larger than any machine": (
+        {"transfer": {"agent": {"arenaBytes": "17Ti"}}},
+        ["spec.transfer.agent.arenaBytes", "17Ti", "from 1Mi to 16Ti"],
     ),
     "an unknown field": ({"engine": {"typo": 1}}, ["spec.engine.typo", "unknown field"]),
     "no model": ({"model": {"source": ""}}, ["spec.model.source", "at least 1 chars"]),
+}
+
+
+OTHER_ROLE = {"prefill": "decode", "decode": "prefill"}
+
+
+def mirrored(spec, words):
+    """The same mistake in the other role: each role has rules of its own."""
+    roles = {OTHER_ROLE[role]: value for role, value in spec["roles"].items()}
+    return {**spec, "roles": roles}, [swapped(word) for word in words]
+
+
+def swapped(word):
+    for role, other in OTHER_ROLE.items():
+        if role in word:
+            return word.replace(role, other)
+    return word
+
+
+REFUSED |= {
+    f"{name}, mirrored": mirrored(*row) for name, row in REFUSED.items() if "roles" in row[0]
 }
 
 
@@ -234,11 +276,9 @@ def test_a_name_that_pods_can_carry_is_allowed(api, name):
     create(api, {}, name=name)
 
 
-@pytest.mark.parametrize(
-    ("field", "changed"),
-    [("nodesPerReplica", {"nodesPerReplica": 2}), ("gpusPerNode", {"gpusPerNode": 4})],
-)
-def test_what_cannot_change_is_refused_with_both_values(api, field, changed):
+@pytest.mark.parametrize("role", names.ROLES)
+@pytest.mark.parametrize(("field", "value"), [("nodesPerReplica", 2), ("gpusPerNode", 4)])
+def test_what_cannot_change_is_refused_with_both_values(api, role, field, value):
     objects = client.CustomObjectsApi(api)
     where = (names.GROUP, names.VERSION, "default", names.PLURAL)
     body = {
@@ -249,12 +289,13 @@ def test_what_cannot_change_is_refused_with_both_values(api, field, changed):
     }
     objects.create_namespaced_custom_object(*where, body)
     try:
-        patch = {"spec": {"roles": {"prefill": changed}}}
+        patch = {"spec": {"roles": {role: {field: value}}}}
         message = refusal(lambda: objects.patch_namespaced_custom_object(*where, "fixed", patch))
     finally:
         objects.delete_namespaced_custom_object(*where, "fixed")
     assert f"{field} cannot change from" in message
-    assert f"to {changed[field]}" in message
+    assert f"to {value}" in message
+    assert f"spec.roles.{role}.{field}" in message
 
 
 def test_the_server_shows_the_defaults_that_the_operator_assumes(api, deployment):

@@ -90,6 +90,11 @@ def test_agents_are_told_types_by_registry_name_and_deadlines_in_seconds(pod):
     assert told[contract.ENV_FAULT_SWITCH] == "enabled"
 
 
+def test_a_prefill_queue_has_a_longer_deadline_of_its_own(pod):
+    timeouts = json.loads(env(agent(pod()))[contract.ENV_TIMEOUTS])
+    assert timeouts == {"default": 30.0, "stages": {"queue": 120.0}, "stateTypes": {}}
+
+
 def test_only_decode_looks_for_peers(pod):
     service = "tiny-prefill-abcde.default.svc"
     assert env(agent(pod(role="decode")))[contract.ENV_PEER_SERVICE] == service

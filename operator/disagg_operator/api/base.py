@@ -31,6 +31,7 @@ Duration = Annotated[
     ),
 ]
 
+_BYTES = "^[1-9][0-9]*([KMGT]i|[kMGT])?$"
 # The API server's own pattern for quantities lets int or string through; the range is its business.
 Quantity = Annotated[
     int | str,
@@ -42,13 +43,22 @@ Quantity = Annotated[
     ),
 ]
 
+_AS_QUANTITY = "quantity(type(self) == int ? string(self) : self)"
 Bytes = Annotated[
     int | str,
     Field(
         json_schema_extra={
             "x-kubernetes-int-or-string": True,
-            "minimum": 1,
-            "pattern": r"^[1-9][0-9]*([KMGT]i|[kMGT])?$",
+            "maxLength": 20,
+            **rules(
+                rule(
+                    f"(type(self) == int || self.matches('{_BYTES}')) &&"
+                    f" {_AS_QUANTITY}.compareTo(quantity('1Mi')) >= 0 &&"
+                    f" {_AS_QUANTITY}.compareTo(quantity('16Ti')) <= 0",
+                    "%s must be a whole number of bytes from 1Mi to 16Ti, such as 64Mi or 4Gi",
+                    "self",
+                )
+            ),
         }
     ),
 ]

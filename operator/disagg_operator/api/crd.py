@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from disagg_operator import names
+from disagg_operator.api.reference import with_fields
 from disagg_operator.api.rules import rule, rules
 from disagg_operator.api.spec import DisaggDeploymentSpec
 from disagg_operator.api.status import DisaggDeploymentStatus
@@ -22,6 +23,7 @@ CRD_FILE = _ROOT / "crds" / f"{NAME}.yaml"
 # Helm looks for dependencies there and nowhere else.
 CRD_CHART = _ROOT / "charts" / "disagg-crds"
 VENDORED_CHART = _ROOT / "charts" / "disagg-operator" / "charts" / "disagg-crds"
+PAGE = _ROOT / "docs" / "resource.md"
 _TEMPLATE = Path("templates") / f"{NAME}.yaml"
 
 _NAME_RULE = rule(
@@ -125,6 +127,7 @@ def generated() -> dict[Path, str]:
         CRD_CHART / _TEMPLATE: chart_yaml(),
         VENDORED_CHART / _TEMPLATE: chart_yaml(),
         **{VENDORED_CHART / name: text for name, text in chart.items()},
+        PAGE: with_fields(PAGE.read_text(), spec=structural(DisaggDeploymentSpec)),
     }
 
 

@@ -6,7 +6,15 @@ EngineType = Literal["reference", "sglang", "custom"]
 
 # Flags of the engines' command lines that follow from the rest of the spec.
 OWNED_FLAGS: dict[str, tuple[str, ...]] = {
-    "reference": ("--role", "--model", "--port", "--host", "--socket"),
+    "reference": (
+        "--role",
+        "--model",
+        "--model-id",
+        "--host",
+        "--port",
+        "--socket",
+        "--bootstrap-port",
+    ),
     "sglang": (
         "--disaggregation-mode",
         "--disaggregation-transfer-backend",

@@ -31,7 +31,7 @@ class ModelSpec(ApiModel):
         None,
         min_length=1,
         max_length=253,
-        description="Model name in requests; the resource's name when left out.",
+        description="Model name that SGLang answers to; the resource's name when left out.",
     )
     state_types: tuple[_STATE_TYPE, ...] = Field(
         ("kv",),

@@ -27,13 +27,15 @@ class AgentSpec(ApiModel):
 
 
 class StageTimeouts(ApiModel):
-    """Deadlines by stage of a transfer; transfer.timeouts.default where left out."""
+    """Deadlines by stage of a transfer."""
 
     bootstrap: Duration | None = Field(
         None, description="Connecting to the prefill pod, authentication, comparing layouts."
     )
-    queue: Duration | None = Field(
-        None, description="From the wish to the first offer: prefill's queue and its computing."
+    queue: Duration = Field(
+        "2m",
+        description="From the wish to the first offer: prefill's queue and its computing. Load is"
+        " no fault, so it has a default of its own.",
     )
     notify: Duration | None = Field(
         None, description="From the first offer to the last: prefill owes the rest of the state."
@@ -50,7 +52,9 @@ class Timeouts(ApiModel):
     """Deadlines of a transfer. Each stage's begins when the stage begins."""
 
     default: Duration = Field("30s", description="Deadline of every stage not named below.")
-    stages: StageTimeouts = Field(StageTimeouts(), description="Deadlines by stage.")
+    stages: StageTimeouts = Field(
+        StageTimeouts(), description="Deadlines by stage; timeouts.default where left out."
+    )
     state_types: Annotated[dict[str, Duration], Field(max_length=16)] = Field(
         {},
         description="Deadlines of the stages notify and wire by state type; each key must be one"
@@ -70,8 +74,4 @@ class TransferSpec(ApiModel):
         "Disabled",
         description="Enabled lets `disagg-agent fault` withhold or zero a state type, to see that"
         " failures are told. Never for production.",
-    )
-    transport: Literal["PreferRDMA", "Any"] = Field(
-        "PreferRDMA",
-        description="PreferRDMA tells a fallback to TCP in the status; Any takes what there is.",
     )
