@@ -42,6 +42,11 @@ def _settings(options: argparse.Namespace, known: Settings | None, layout: Layou
         raise MachineError(
             f"{layout.root} holds {kind}: take it down first, or choose another --dir"
         )
+    if options.base_port is not None and Ports.from_base(options.base_port) != known.ports:
+        raise MachineError(
+            f"the cluster in {layout.root} was made with other ports: take it down first, or leave"
+            " out --base-port"
+        )
     return known if options.kwok is None else replace(known, kwok_nodes=options.kwok)
 
 

@@ -11,7 +11,7 @@ from disagg_cluster.addresses import NODE_NAME, Ports, Settings
 from disagg_cluster.api import ApiClient, wait_for
 from disagg_cluster.binaries import KWOK, ensure_binaries, locked
 from disagg_cluster.controlplane import Component
-from disagg_cluster.errors import ComponentError
+from disagg_cluster.errors import ComponentError, MachineError
 from disagg_cluster.kubeconfig import write_kubeconfigs
 from disagg_cluster.layout import Layout
 from disagg_cluster.network import ensure_bridge, remove_network
@@ -84,7 +84,7 @@ def stop_processes(layout: Layout) -> None:
 def start_node(layout: Layout, settings: Settings) -> list[str]:
     binaries, ports = ensure_binaries(), settings.ports
     node.write_node_files(layout, ports)
-    teardown.make_cgroups()
+    teardown.make_cgroups(layout.cgroup)
     with step("starting the node"):
         started = run_components(layout, [node.containerd(layout)])
         ensure_pause_image(layout, binaries)
@@ -158,16 +158,30 @@ def down(layout: Layout) -> bool:
     """Ends and removes all of it; False when there was nothing. Works on a half-dead cluster."""
     if not layout.root.exists():
         return False
-    settings = Settings.load(layout.settings)
-    with step("taking the cluster down"):
+    lock = layout.run / "lock"
+    if not lock.exists():
+        raise MachineError(
+            f"{layout.root} is not a folder that `up` made: nothing was removed; check --dir and"
+            " DISAGG_CLUSTER_DIR"
+        )
+    with locked(lock), step("taking the cluster down"):
         stop_processes(layout)
-        if settings is None or settings.with_node:
+        if _had_node(layout):
             machine.require_root()
             teardown.end_pods(layout)
             teardown.remove_traces(layout)
             remove_network(remembered=layout.root / "ip_forward.before")
         shutil.rmtree(layout.root)
     return True
+
+
+def _had_node(layout: Layout) -> bool:
+    """Yes when in doubt: taking away what is not there does no harm."""
+    try:
+        settings = Settings.load(layout.settings)
+    except MachineError:
+        return True
+    return settings is not None and settings.with_node
 
 
 @contextlib.contextmanager

@@ -49,6 +49,12 @@ class Layout:
     def containerd_socket(self) -> Path:
         return self.run / "containerd.sock"
 
+    @property
+    def cgroup(self) -> str:
+        """Every process of every pod is below it, in each hierarchy. One per cluster: `down` kills by it."""
+        name = self.root.name
+        return name if name.startswith("disagg-") else f"disagg-{name}"
+
     def make(self) -> None:
         for folder in (self.root, self.pki, self.kubeconfigs, self.configs, self.logs, self.run):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

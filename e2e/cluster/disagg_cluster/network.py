@@ -62,7 +62,8 @@ def _must(*argv: str) -> None:
 
 
 def bridge_exists() -> bool:
-    return Path(f"/sys/class/net/{BRIDGE}").exists()
+    # Not by /sys: it shows the namespace it was mounted in, which need not be this one.
+    return _run("ip", "link", "show", "dev", BRIDGE).returncode == 0
 
 
 def conflicting_route() -> str | None:
@@ -75,37 +76,45 @@ def conflicting_route() -> str | None:
 
 
 def ensure_bridge(*, remembered: Path) -> None:
-    """The node's address must exist before kubelet starts. Remembers what ip_forward was."""
-    if bridge_exists():
-        if not remembered.exists():
-            raise MachineError(
-                f"bridge {BRIDGE} is there already, and not from this cluster: take down the other"
-                f" one (one cluster with a node per machine), or `ip link delete {BRIDGE}` when"
-                " its folder was removed by hand"
-            )
-    else:
-        if (route := conflicting_route()) is not None:
-            raise MachineError(
-                f"the machine already routes {route}, inside the cluster's {CLUSTER_RANGE}:"
-                " remove that route or its interface"
-            )
+    """The node's address must exist before kubelet starts. Remembers what ip_forward was: the file
+    also says that the bridge is this cluster's.
+    """
+    if not remembered.exists():
+        _require_free_network()
+        remembered.write_text(IP_FORWARD.read_text(encoding="ascii"), encoding="ascii")
+    if not bridge_exists():
         _must("ip", "link", "add", BRIDGE, "type", "bridge")
     _must("ip", "address", "replace", f"{NODE_ADDRESS}/{NODE_PREFIX}", "dev", BRIDGE)
     _must("ip", "link", "set", BRIDGE, "up")
     # So that the machine itself reaches Services even when it has no default route.
     _must("ip", "route", "replace", SERVICE_NETWORK, "dev", BRIDGE, "src", NODE_ADDRESS)
-    if not remembered.exists():
-        remembered.write_text(IP_FORWARD.read_text(encoding="ascii"), encoding="ascii")
     IP_FORWARD.write_text("1", encoding="ascii")
 
 
+def _require_free_network() -> None:
+    if bridge_exists():
+        raise MachineError(
+            f"bridge {BRIDGE} is there already, and not from this cluster: take down the other"
+            f" one (one cluster with a node per machine), or `ip link delete {BRIDGE}` when"
+            " its folder was removed by hand"
+        )
+    if (route := conflicting_route()) is not None:
+        raise MachineError(
+            f"the machine already routes {route}, inside the cluster's {CLUSTER_RANGE}:"
+            " remove that route or its interface"
+        )
+
+
 def remove_network(*, remembered: Path) -> None:
-    """Bridge, kube-proxy's tables, ip_forward as it was. The pods' veths went with their namespaces."""
+    """Bridge, kube-proxy's tables, ip_forward as it was: only what this cluster made. The pods' veths
+    went with their namespaces.
+    """
+    if not remembered.exists():
+        return
     for family, table in PROXY_TABLES:
         if _run("nft", "list", "table", family, table).returncode == 0:
             _must("nft", "delete", "table", family, table)
     if bridge_exists():
         _must("ip", "link", "delete", BRIDGE)
-    if remembered.exists():
-        IP_FORWARD.write_text(remembered.read_text(encoding="ascii"), encoding="ascii")
-        remembered.unlink()
+    IP_FORWARD.write_text(remembered.read_text(encoding="ascii"), encoding="ascii")
+    remembered.unlink()

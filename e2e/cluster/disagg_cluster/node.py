@@ -23,7 +23,6 @@ from disagg_cluster.network import render_cni
 from disagg_cluster.processes import Program
 
 PAUSE_IMAGE = "docker.io/local/pause:1"
-CGROUP_ROOT = "disagg-cluster"  # every process of every pod is below it, in each hierarchy
 CONTAINER_NAMESPACE = "k8s.io"
 SYSTEM_PATH = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -76,7 +75,7 @@ def render_kubelet(layout: Layout, ports: Ports) -> dict[str, Any]:
         },
         "authorization": {"mode": "Webhook"},
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{CGROUP_ROOT}",
+        "cgroupRoot": f"/{layout.cgroup}",
         "clusterDNS": [DNS_SERVICE_ADDRESS],
         "clusterDomain": CLUSTER_DOMAIN,
         "containerRuntimeEndpoint": f"unix://{layout.containerd_socket}",

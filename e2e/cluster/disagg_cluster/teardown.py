@@ -14,7 +14,6 @@ from pathlib import Path
 from disagg_cluster.errors import ComponentError
 from disagg_cluster.layout import Layout
 from disagg_cluster.machine import CGROUP
-from disagg_cluster.node import CGROUP_ROOT
 
 SHIM = "containerd-shim"
 # Places that containerd, kubelet and the CNI library use whatever their settings say.
@@ -33,9 +32,9 @@ EMPTIED = (
 GONE_WITHIN_S = 20.0
 
 
-def cgroup_folders(root: Path = CGROUP) -> list[Path]:
+def cgroup_folders(name: str, *, root: Path = CGROUP) -> list[Path]:
     """Ours in every hierarchy, deepest first."""
-    tops = [root / CGROUP_ROOT, *(child / CGROUP_ROOT for child in root.iterdir())]
+    tops = [root / name, *(child / name for child in root.iterdir())]
     found: list[Path] = []
     for top in tops:
         if top.is_dir():
@@ -43,19 +42,19 @@ def cgroup_folders(root: Path = CGROUP) -> list[Path]:
     return found
 
 
-def make_cgroups(root: Path = CGROUP) -> None:
+def make_cgroups(name: str, *, root: Path = CGROUP) -> None:
     """Kubelet refuses a cgroup root that is not there."""
     if (root / "cgroup.controllers").exists():
-        (root / CGROUP_ROOT).mkdir(exist_ok=True)
+        (root / name).mkdir(exist_ok=True)
         return
     for hierarchy in root.iterdir():
         if (hierarchy / "cgroup.procs").exists() and not hierarchy.is_symlink():
-            (hierarchy / CGROUP_ROOT).mkdir(exist_ok=True)
+            (hierarchy / name).mkdir(exist_ok=True)
 
 
-def pod_pids() -> set[int]:
+def pod_pids(layout: Layout) -> set[int]:
     pids: set[int] = set()
-    for folder in cgroup_folders():
+    for folder in cgroup_folders(layout.cgroup):
         with contextlib.suppress(OSError):
             pids |= {int(line) for line in (folder / "cgroup.procs").read_text().split()}
     return pids
@@ -128,13 +127,13 @@ def _remove_when_empty(folders: Iterable[str]) -> None:
 
 def end_pods(layout: Layout) -> None:
     """After kubelet and containerd ended, so that nothing starts them again."""
-    _kill_until_gone("containers", pod_pids)
+    _kill_until_gone("containers", lambda: pod_pids(layout))
     _kill_until_gone("containerd shims", lambda: shim_pids(layout))
 
 
 def remove_traces(layout: Layout) -> None:
     unmount_below(layout.root)
-    for folder in cgroup_folders():
+    for folder in cgroup_folders(layout.cgroup):
         with contextlib.suppress(OSError):
             folder.rmdir()
     _remove_dead_sockets()
