@@ -154,15 +154,17 @@ def test_layouts_that_differ_are_listed_on_both_sides_and_fail_at_once(tmp_path,
 def test_strangers_are_refused_counted_and_change_nothing(pair, rooms):
     before = pair.prefill.report()
     port = pair.prefill.control_port
-    for reason, knock in (
+    for reason, attempt in (
         ("protocol", lambda plain: plain.sendall(b"GET / HTTP/1.1\r\n\r\n")),
         ("protocol", lambda plain: plain.sendall(struct.pack("!I", 2) + b"\xc1\xc1")),
-        ("authentication", knock_with_another_key),
+        ("authentication", lambda plain: knock(plain, key=b"not the key")),
+        ("authentication", lambda plain: knock(plain, revision="r2")),
+        ("authentication", lambda plain: knock(plain, role=Role.PREFILL)),
     ):
         series = f'refusals_total{{reason="{reason}"}}'
         count = metric(pair.prefill, series)
         with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
-            knock(plain)
+            attempt(plain)
             assert plain.recv(1) == b""  # turned away
         assert metric(pair.prefill, series) == count + 1
     after = pair.prefill.report()
@@ -171,21 +173,22 @@ def test_strangers_are_refused_counted_and_change_nothing(pair, rooms):
     pair.round_trip(next(rooms))
 
 
-def knock_with_another_key(plain):
-    """A peer that would pass but for its key."""
-    us = Identity(
-        namespace="local",
-        deployment="local",
-        revision="r1",
-        role=Role.DECODE,
-        pod="stranger",
-        incarnation="1",
-    )
+def knock(plain, *, key=b"local key for tests only", **wrong):
+    """A peer that would pass but for what is wrong with it."""
+    us = {
+        "namespace": "local",
+        "deployment": "local",
+        "revision": "r1",
+        "role": Role.DECODE,
+        "pod": "stranger",
+        "incarnation": "1",
+    }
+    us = Identity(**{**us, **wrong})
     hello = Hello(protocol=PROTOCOL_VERSION, identity=us, nonce=bytes(32))
     plain.sendall(frame(HANDSHAKE.encode(hello)))
     (length,) = LENGTH.unpack(plain.recv(LENGTH.size, socket.MSG_WAITALL))
     welcome = HANDSHAKE.decode(plain.recv(length, socket.MSG_WAITALL))
-    proof = Transcript(hello=hello, welcome=welcome).derive(b"not the key", b"dialer")
+    proof = Transcript(hello=hello, welcome=welcome).derive(key, b"dialer")
     plain.sendall(frame(HANDSHAKE.encode(Proof(proof=proof))))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from disagg_transfer import cli
 from disagg_transfer.client import RegistrationError, TransferFailed, UnknownStateTypeError
 from disagg_transfer.errors import AgentUnavailableError, SettingsError
 from disagg_transfer.local import LocalAgent
@@ -141,6 +142,33 @@ def test_faults_are_refused_unless_switched_on(prefill):
     with pytest.raises(SettingsError, match="DISAGG_FAULT_SWITCH is 'disabled'"):
         prefill.fault("withhold", "kv")
     assert prefill.report().faults == ()
+
+
+def test_a_human_is_shown_the_report_peers_and_requests(prefill, kit, monkeypatch, capsys):
+    monkeypatch.setenv("DISAGG_SOCKET", prefill.socket_path)
+    engine = kit.connect(prefill, "prefill", kit.every_type)
+    engine.begin(42)
+    assert cli.main(["status"]) == cli.main(["peers"]) == 0
+    assert '"pod": "prefill"' in capsys.readouterr().out
+    assert cli.main(["transfers"]) == 0
+    assert capsys.readouterr().out.startswith("42\tNEW\t")
+    assert cli.main(["fault", "withhold", "kv"]) == 1
+    assert "DISAGG_FAULT_SWITCH is 'disabled'" in capsys.readouterr().err
+    engine.abort(42, "done")
+    engine.close()
+    monkeypatch.setenv("DISAGG_SOCKET", "/nowhere/agent.sock")
+    assert cli.main(["status"]) == 1
+    assert "no agent answers on /nowhere/admin.sock" in capsys.readouterr().err
+
+
+def test_an_agent_told_to_stop_does_so_at_once_with_an_engine_connected(tmp_path, kit):
+    with LocalAgent(tmp_path, role="prefill") as agent:
+        engine = kit.connect(agent, "prefill", kit.every_type)
+        agent.process.terminate()
+        assert agent.process.wait(5) == 0
+        assert engine.lost.wait(1)
+        assert "Traceback" not in agent.log
+        engine.close()
 
 
 def test_an_agent_that_is_not_there_is_said_to_be_missing(tmp_path, kit):

@@ -11,6 +11,7 @@ from disagg_transfer.agent.engine import Desk
 from disagg_transfer.agent.engine_socket import listen_private, same_user
 from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.outcomes import Changes
+from disagg_transfer.agent.ports import serve
 from disagg_transfer.contract import Report
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
 
@@ -29,8 +30,7 @@ class Admin:
         self._desk, self._faults, self._changes = desk, faults, changes
 
     async def run(self, path: Path) -> None:
-        async with await listen_private(path, self._accept) as server:
-            await server.serve_forever()
+        await serve(await listen_private(path, self._accept))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

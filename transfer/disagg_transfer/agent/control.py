@@ -9,7 +9,7 @@ from typing import Final
 
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.peers import Peers
-from disagg_transfer.agent.ports import listen
+from disagg_transfer.agent.ports import listen, serve, spawning
 from disagg_transfer.agent.relay import told_differences
 from disagg_transfer.agent.session import HANDSHAKE_S, Session, greet, receive
 from disagg_transfer.contract import Cause, PeerReport, PeerState, Stage
@@ -35,9 +35,7 @@ class Listener:
     async def run(self, port: int) -> None:
         sock = listen(port)
         self.port = sock.getsockname()[1]
-        server = await asyncio.start_server(self._accept, sock=sock)
-        async with server:
-            await server.serve_forever()
+        await serve(await asyncio.start_server(spawning(self._accept), sock=sock))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._strangers >= MAX_STRANGERS:

@@ -10,11 +10,11 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
 from disagg_transfer.agent.engine import Desk, Engine
+from disagg_transfer.agent.ports import Handle, serve, spawning
 from disagg_transfer.arena import ArenaMemory
 from disagg_transfer.codec import LENGTH, frame
 from disagg_transfer.contract import ENV_STATE_TYPES, Cause, Role, Stage
@@ -71,9 +71,7 @@ class EngineSocket:
         self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self, path: Path) -> None:
-        server = await listen_private(path, self._accept)
-        async with server:
-            await server.serve_forever()
+        await serve(await listen_private(path, self._accept))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not same_user(writer):
@@ -237,12 +235,9 @@ def _parts(register: Register) -> dict[str, ComponentLayout]:
     return parts
 
 
-Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
-
-
-async def listen_private(path: Path, accept: Accept) -> asyncio.Server:
+async def listen_private(path: Path, handle: Handle) -> asyncio.Server:
     """A unix socket that only this user may open; one left by a dead agent is replaced."""
-    return await asyncio.start_unix_server(accept, sock=_bind_private(path))  # type: ignore[arg-type]
+    return await asyncio.start_unix_server(spawning(handle), sock=_bind_private(path))
 
 
 def _bind_private(path: Path) -> socket.socket:
