@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from disagg_cluster import cluster, processes, teardown
 from disagg_cluster.addresses import Ports, Settings
 from disagg_cluster.api import ApiClient, wait_for
+from disagg_cluster.errors import MachineError
 from disagg_cluster.layout import Layout
 from disagg_cluster.node import PAUSE_IMAGE
 
@@ -48,13 +50,23 @@ def traces(layout):
     }
 
 
+def refuses_a_routed_network(layout, settings):
+    route = ("blackhole", "198.18.5.0/24")
+    _output("ip", "route", "add", *route)
+    with pytest.raises(MachineError, match="already routes 198.18.5.0/24"):
+        cluster.up(layout, settings)
+    _output("ip", "route", "del", *route)
+    cluster.down(layout)
+
+
 def main():
     for folder in ("/run", "/var/lib", "/var/log"):
         _output("mount", "-t", "tmpfs", "-o", "size=20g", "tmpfs", folder)
     _output("ip", "link", "set", "lo", "up")
     layout = Layout(root=Path(f"/var/lib/disagg-{os.getpid()}"))
-    before = traces(layout)
     settings = Settings(ports=Ports.free(), with_node=True)
+    refuses_a_routed_network(layout, settings)
+    before = traces(layout)
     try:
         cluster.up(layout, settings)
         api = ApiClient(port=settings.ports.api, pki=layout.pki)
