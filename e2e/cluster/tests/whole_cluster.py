@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from disagg_cluster import cluster, processes, teardown
 from disagg_cluster.addresses import Ports, Settings
 from disagg_cluster.api import ApiClient, wait_for
@@ -53,7 +54,7 @@ def traces(layout):
 def refuses_a_routed_network(layout, settings):
     route = ("blackhole", "198.18.5.0/24")
     _output("ip", "route", "add", *route)
-    with pytest.raises(MachineError, match="already routes 198.18.5.0/24"):
+    with pytest.raises(MachineError, match=r"already routes 198\.18\.5\.0/24"):
         cluster.up(layout, settings)
     _output("ip", "route", "del", *route)
     cluster.down(layout)
