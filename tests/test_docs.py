@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from disagg_operator import names
 from disagg_transfer.contract import Cause, NotReady, Stage
 

@@ -77,6 +77,7 @@ def serve(kubectl: Kubectl, name: str) -> str:
     with step(f"kubectl apply -f examples/{name}.yaml; kubectl wait --for=condition=Ready"):
         say(kubectl.run("apply", "-f", str(EXAMPLES / f"{name}.yaml")))
         wait_ready(kubectl, name)
+    before = seen.moved_bytes(kubectl.get("ddep", name))
     with step(f"{name}: completion through the router"):
         answer = generate(kubectl, name)
         say(f"HTTP {answer.status}, tokens {list(answer.tokens)}")
@@ -85,7 +86,8 @@ def serve(kubectl: Kubectl, name: str) -> str:
         say(f"tokens {list(expected)}")
     if len(expected) != NEW_TOKENS or answer.tokens != expected:
         raise DemoError(f"{name}: tokens differ from the single process: {answer} != {expected}")
-    return f"ok {name}: {NEW_TOKENS}/{NEW_TOKENS} tokens equal; {await_bytes(kubectl, name)}"
+    moved = await_bytes(kubectl, name, before)
+    return f"ok {name}: {NEW_TOKENS}/{NEW_TOKENS} tokens equal; {moved}"
 
 
 def wait_ready(kubectl: Kubectl, name: str) -> Mapping[str, Any]:
@@ -110,16 +112,16 @@ def wait_members(kubectl: Kubectl, name: str) -> None:
     )
 
 
-def await_bytes(kubectl: Kubectl, name: str) -> str:
-    """Wait until every state type of the model shows bytes moved; returns them as text."""
+def await_bytes(kubectl: Kubectl, name: str, before: Mapping[str, int]) -> str:
+    """Wait until every state type of the model shows that more bytes moved; returns them as text."""
     types = example(name)["spec"]["model"]["stateTypes"]
     found = wait_for(
         f"{name}: bytes moved for {types}",
         lambda: seen.moved_bytes(kubectl.get("ddep", name)),
-        lambda moved: all(moved.get(kind, 0) > 0 for kind in types),
+        lambda now: all(now.get(kind, 0) > before.get(kind, 0) for kind in types),
         STATUS_S,
     )
-    text = ", ".join(f"{kind} {count} B" for kind, count in sorted(found.items()))
+    text = ", ".join(f"{kind} {found[kind] - before.get(kind, 0)} B" for kind in types)
     say(f"moved over NIXL: {text}")
     return text
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import kubernetes.aio.client.models as kubernetes_models
 import yaml
-from disagg_operator.api.spec import DisaggDeployment
 
+from disagg_operator.api.spec import DisaggDeployment
 from disagg_scenarios.stage import EXAMPLES, OPERATOR_CHART, cluster_tool
 
 CHARTS = OPERATOR_CHART.parent

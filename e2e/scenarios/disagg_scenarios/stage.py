@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from disagg_cluster.binaries import ensure_binaries
 from disagg_scenarios.kube import Kubectl
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -49,13 +50,13 @@ def open_stage() -> Stage:
     kubeconfig = own_cluster()
     if kubeconfig is not None:
         return _users_stage(kubeconfig)
-    _cluster("up")
-    _cluster("load")
+    kubeconfig = Path(_cluster("up", "--no-images"))
+    images = json.loads(_cluster("load", "--json"))
     return Stage(
-        kubeconfig=Path(_cluster_says("kubeconfig")),
+        kubeconfig=kubeconfig,
         kubectl=cluster_tool("kubectl"),
         helm=cluster_tool("helm"),
-        images=json.loads(_cluster_says("images", "--json")),
+        images=images,
         embedded=True,
     )
 
@@ -79,7 +80,7 @@ def _users_stage(kubeconfig: Path) -> Stage:
 
 def cluster_tool(name: str) -> Path:
     """A program of the embedded cluster, built when it is not yet there."""
-    return Path(_cluster_says("which", name))
+    return ensure_binaries() / name
 
 
 def _tool(name: str) -> Path:
@@ -89,13 +90,8 @@ def _tool(name: str) -> Path:
     return Path(found)
 
 
-def _cluster(*args: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "disagg_cluster", *args], check=False)
-    if done.returncode != 0:
-        raise StageError(f"disagg-cluster {' '.join(args)} failed; its last lines say why")
-
-
-def _cluster_says(*args: str) -> str:
+def _cluster(*args: str) -> str:
+    """What disagg-cluster prints; its progress goes to standard error, and so to the user."""
     done = subprocess.run(
         [sys.executable, "-m", "disagg_cluster", *args], stdout=subprocess.PIPE, check=False
     )

@@ -15,13 +15,13 @@ _AGENT_REQUEST = 128 * _MI
 
 def engine_resources(spec: Resources, *, reference: bool, devices: Mapping[str, int]) -> Object:
     """Memory of a real engine is the model's matter: only the reference engine has defaults."""
-    requests: Object = {"cpu": "100m", "memory": "512Mi"} if reference else {}
+    requests: Object = {"cpu": "50m", "memory": "512Mi"} if reference else {}
     limits: Object = {"memory": "2Gi"} if reference else {}
     return _resources(spec, requests=requests, limits=limits, devices=devices)
 
 
 def agent_resources(spec: Resources, *, arena_bytes: int, devices: Mapping[str, int]) -> Object:
-    requests = {"cpu": "50m", "memory": _mebibytes(max(arena_bytes, _AGENT_REQUEST))}
+    requests = {"cpu": "20m", "memory": _mebibytes(max(arena_bytes, _AGENT_REQUEST))}
     limits = {"memory": _mebibytes(arena_bytes + _AGENT_OVERHEAD)}
     return _resources(spec, requests=requests, limits=limits, devices=devices)
 

@@ -32,7 +32,7 @@ _FLAGS = (
     ("--worker-startup-timeout-secs", "86400"),
     ("--request-timeout-secs", "600"),
     ("--shutdown-grace-period-secs", "20"),
-    ("--log-level", "info"),
+    ("--log-level", "warn"),
 )
 
 
@@ -118,7 +118,7 @@ def _container(deployment: Deployment, *, revision: str, images: Images) -> Obje
             {"name": "metrics", "containerPort": _METRICS_PORT, "protocol": "TCP"},
         ],
         "resources": {
-            "requests": {"cpu": "50m", "memory": "128Mi"},
+            "requests": {"cpu": "20m", "memory": "128Mi"},
             "limits": {"memory": "1Gi"},
         },
         "startupProbe": http_probe("/health", port, budget_s=120, period_s=1),
