@@ -85,6 +85,12 @@ class Pair:
             row["room"] == room and row["peer_pod"] == "prefill" for row in self.decode.transfers()
         )
 
+    def leased(self, room):
+        """Whether prefill, having begun on the room, knows who wants it."""
+        return any(
+            row["room"] == room and row["peer_pod"] == "decode" for row in self.prefill.transfers()
+        )
+
     def round_trip(self, room):
         payloads = self.payloads()
         self.offer(room, payloads)
@@ -148,23 +154,41 @@ def agents(folder: Path, *, parts=EVERY_TYPE, both=None, decode=None, prefill=No
 
 
 @pytest.fixture(scope="session")
-def shared_agents(tmp_path_factory) -> Iterator[Pair]:
-    folder = tmp_path_factory.mktemp("agents")
-    limits = {"default": 10, "stages": {"notify": 0.5, "queue": 0.7, "scatter": 0.5}}
+def patient_agents(tmp_path_factory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("patient")
+    with agents(folder, both={"faults": True, "timeouts": {"default": 30}}) as pair:
+        pair.close()
+        yield pair
+
+
+@pytest.fixture(scope="session")
+def hasty_agents(tmp_path_factory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("hasty")
+    limits = {"default": 30, "stages": {"notify": 1.0, "queue": 1.0, "scatter": 0.5}}
     with agents(folder, both={"faults": True, "timeouts": limits}) as pair:
         pair.close()
         yield pair
 
 
 @pytest.fixture
-def pair(shared_agents) -> Iterator[Pair]:
+def pair(patient_agents) -> Iterator[Pair]:
     """Agents shared by the session, engines of this test's own; nothing may stay behind."""
-    shared_agents.connect()
-    until(lambda: shared_agents.decode.report().ready)
-    yield shared_agents
-    shared_agents.prefill.fault("lift")
-    shared_agents.close()
-    for agent in (shared_agents.prefill, shared_agents.decode):
+    yield from engines_on(patient_agents)
+
+
+@pytest.fixture
+def hasty(hasty_agents) -> Iterator[Pair]:
+    """The same with short deadlines, for tests that wait for one."""
+    yield from engines_on(hasty_agents)
+
+
+def engines_on(shared: Pair) -> Iterator[Pair]:
+    shared.connect()
+    until(lambda: shared.decode.report().ready)
+    yield shared
+    shared.prefill.fault("lift")
+    shared.close()
+    for agent in (shared.prefill, shared.decode):
         until(lambda agent=agent: agent.report().arena.used == 0)
         assert agent.report().inflight == 0
 

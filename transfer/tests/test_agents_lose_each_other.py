@@ -33,7 +33,7 @@ def test_a_killed_prefill_agent_fails_decode_within_a_second(tmp_path, rooms, ki
         room = next(rooms)
         pulled = kit.in_thread(pair.pull, room)
         pair.p.begin(room)
-        kit.until(lambda: pair.claimed(room))
+        kit.until(lambda: pair.leased(room))
         pair.prefill.process.kill()
         killed = time.monotonic()
         failure = failure_of(pulled, 2)
@@ -55,7 +55,7 @@ def test_a_killed_decode_agent_fails_prefill_within_a_second(tmp_path, rooms, ki
         pulled = kit.in_thread(pair.pull, room)
         pair.p.begin(room)
         waiting = kit.in_thread(pair.p.wait_released, room, 10)
-        kit.until(lambda: pair.claimed(room))
+        kit.until(lambda: pair.leased(room))
         pair.decode.process.kill()
         failure = failure_of(waiting, 1)
         assert (failure.cause, failure.stage, failure.peer_pod) == ("PeerLost", "queue", "decode")
@@ -107,7 +107,7 @@ def test_an_engine_that_dies_is_told_to_the_other_side(tmp_path, rooms, kit):
         pulled = kit.in_thread(pair.pull, room)
         pair.p.begin(room)
         extent = pair.p.reserve(room, 4096, timeout_s=1)
-        kit.until(lambda: pair.claimed(room))
+        kit.until(lambda: pair.leased(room))
         pair.p.close()
         failure = failure_of(pulled, 1)
         assert (failure.cause, failure.peer_pod) == ("EngineLost", "prefill")
@@ -124,6 +124,15 @@ def test_an_engine_that_dies_is_told_to_the_other_side(tmp_path, rooms, kit):
         with pytest.raises(TransferFailed, match=r"EngineLost in stage scatter"):
             pair.p.wait_released(room, 1)
         assert pair.decode.report().arena.used == 0
+
+        pair.d = kit.connect(pair.decode, "decode", pair.parts)
+        room = next(rooms)
+        pulled = kit.in_thread(pair.pull, room)
+        pair.p.begin(room)
+        kit.until(lambda: pair.leased(room))
+        waiting = kit.in_thread(pair.p.wait_released, room, 10)
+        pair.d.close()
+        assert failure_of(waiting, 1).cause == failure_of(pulled, 1).cause == "EngineLost"
 
 
 def test_layouts_that_differ_are_listed_on_both_sides_and_fail_at_once(tmp_path, rooms, kit):

@@ -79,12 +79,14 @@ def settled_cursor(agent, kit):
     return before if agent.report().cursor == before else None
 
 
-def test_every_row_and_series_is_there_at_zero_once_registered(prefill, kit):
-    engine = kit.connect(prefill, "prefill", kit.every_type)
-    report = kit.until(lambda: (r := prefill.report()).ready and r)
+def test_every_row_and_series_is_there_at_zero_once_registered(tmp_path, kit):
+    with LocalAgent(tmp_path, role="prefill") as agent:
+        engine = kit.connect(agent, "prefill", kit.every_type)
+        report = kit.until(lambda: (r := agent.report()).ready and r)
+        text = agent.get("/metrics").decode()
+        engine.close()
     rows = {row.type: (row.transfers, row.failures) for row in report.state_types}
     assert rows == dict.fromkeys(("kv", "mamba", "none", "nsa", "swa"), (0, 0))
-    text = prefill.get("/metrics").decode()
     for series in (
         'disagg_agent_transfers_total{state_type="nsa"} 0.0',
         'disagg_agent_transfer_timeouts_total{stage="notify",state_type="mamba"} 0.0',
@@ -92,7 +94,6 @@ def test_every_row_and_series_is_there_at_zero_once_registered(prefill, kit):
         'disagg_agent_control_refusals_total{reason="authentication"} 0.0',
     ):
         assert series in text
-    engine.close()
 
 
 def test_an_engine_of_an_unknown_state_type_is_refused_by_name(prefill, kit):
