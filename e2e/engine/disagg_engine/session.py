@@ -18,7 +18,8 @@ from disagg_transfer.client import (
     RegistrationError,
 )
 
-CONNECT_S = 5.0  # one try; the wait for an agent as a whole has no end
+# One try. The wait as a whole has no end; a short try lets the engine stop soon.
+CONNECT_S = 1.0
 REFUSED_PAUSE_S = 2.0
 log = logging.getLogger(__name__)
 

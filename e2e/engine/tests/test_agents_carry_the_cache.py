@@ -120,10 +120,20 @@ def unchecked(built, tmp_path_factory):
         yield get
 
 
-@pytest.fixture
-def checked(built, tmp_path):
+@pytest.fixture(scope="session")
+def checked_pair(built, tmp_path_factory):
     with ExitStack() as stack:
-        yield make_pair(stack, tmp_path, built(MODEL).runner.model)
+        folder = tmp_path_factory.mktemp("checked")
+        yield make_pair(stack, folder, built(MODEL).runner.model)
+
+
+@pytest.fixture
+def checked(checked_pair):
+    """One pair for all tests, as a test finds it: healthy and without faults."""
+    yield checked_pair
+    checked_pair.prefill_agent.fault("lift")
+    for engine in (checked_pair.prefill, checked_pair.decode):
+        wait_until(lambda engine=engine: engine.trouble is None, what="healthy again")
 
 
 @pytest.fixture
@@ -218,6 +228,7 @@ async def test_health_says_no_while_the_agent_is_away(checked):
         async with decode.get("/health") as reply:
             assert reply.status == 503
         status, answer = await post(decode, checked.body([1, 2, 3]))
+    await asyncio.to_thread(agent.restart)
     assert (status, answer["error"]["type"]) == (503, "NotServing")
 
 
@@ -237,6 +248,7 @@ async def test_a_component_missing_on_one_side_is_named(built, tmp_path):
     model = built(MODEL)
     with ExitStack() as stack:
         pair = make_pair(stack, tmp_path, model.runner.model, dropped="mamba.conv")
-        _, (status, answer) = await pair.ask(model.prompt)
+        async with pair.served() as (_, decode):
+            status, answer = await post(decode, pair.body(model.prompt))
     assert (status, answer["error"]["type"]) == (502, "LayoutMismatch")
     assert "mamba.conv" in answer["error"]["message"]
