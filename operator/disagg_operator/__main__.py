@@ -32,6 +32,9 @@ def main() -> int:
         logging.basicConfig(
             level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
         )
+        if settings.log_level > logging.DEBUG:
+            # Kopf tells of every watch event; what a pass does is told by our own loop.
+            logging.getLogger("kopf.objects").setLevel(logging.WARNING)
         asyncio.run(run(settings))
     except SettingsError as error:
         print(f"disagg-operator: {error}", file=sys.stderr)  # noqa: T201 - no log to trust yet

@@ -157,9 +157,10 @@ def _crash(pod: PodRecord, container: ContainerRecord) -> Finding | None:
     ended = container.exit_code is not None and not container.running
     if not ended or (container.exit_code == 0 and not container.restarts):
         return None
+    said = f": {container.exit_message}" if container.exit_message else ""
     message = (
         f"container {container.name} of pod {pod.name} ended with exit code"
-        f" {container.exit_code} ({_restarts(container)});"
+        f" {container.exit_code} ({_restarts(container)}){said};"
         f" see kubectl logs {pod.name} -c {container.name} --previous"
     )
     return _problem(names.REASON_CONTAINER_CRASHED, message, Weight.CRASH)

@@ -49,7 +49,8 @@ def status_news(before: DisaggDeploymentStatus, after: DisaggDeploymentStatus) -
 
 def _revisions(before: DisaggDeploymentStatus, after: DisaggDeploymentStatus) -> Iterator[News]:
     if before.update_revision and before.update_revision != after.update_revision:
-        note = f"starting revision {after.update_revision} beside {before.update_revision}"
+        beside = f" beside {after.current_revision}" if after.current_revision else ""
+        note = f"starting revision {after.update_revision}{beside}"
         yield _rollout(names.EVENT_REVISION_STARTED, note, after.update_revision)
     # A resource that recovers was Degraded; only one that was being built starts to serve.
     built = before.phase in {names.PHASE_PENDING, names.PHASE_PROGRESSING}

@@ -34,8 +34,9 @@ from disagg_operator.transfers import next_change_s
 KEY_BYTES = 32
 ERROR_BASE_S = 1.0
 ERROR_LIMIT_S = 60.0
-# A key that was found instead of made may be an old one on its way out: look again soon.
-KEY_RECHECK_S = 5.0
+# A name that was taken, of a key or a pod, may be that of an object on its way out: look again
+# soon, then ever less often.
+TAKEN_BASE_S = 5.0
 logger = logging.getLogger(__name__)
 
 
@@ -65,6 +66,7 @@ class ResourceLoop:
         self._keys: frozenset[str] = frozenset()
         self._tally = Tally()
         self._failures = 0
+        self._undone = 0
         self._publisher = Publisher(
             writer=runtime.gateway,
             resource=resource,
@@ -150,7 +152,8 @@ class ResourceLoop:
 
     def _count(self, outcome: Outcome) -> None:
         for intent in outcome.done:
-            logger.info("%s/%s: %s", *self._resource.owner, intent)
+            what = f"{type(intent).__name__} {intent.name}"
+            logger.info("%s/%s: %s: %s", *self._resource.owner, what, intent.reason)
         for error in outcome.errors:
             logger.warning("%s/%s: %s", *self._resource.owner, error)
         result = "failed" if outcome.errors else "changed" if outcome.done else "unchanged"
@@ -192,9 +195,14 @@ class ResourceLoop:
             waits.append(max(0.05, deadline - self._runtime.clock()))
         if outcome.errors:
             waits.append(self._backoff_s())
-        if any(intent not in outcome.done for intent in plan.intents):
-            waits.append(KEY_RECHECK_S)
+        self._undone = self._undone + 1 if len(outcome.done) < len(plan.intents) else 0
+        if self._undone:
+            waits.append(self._again_s())
         return min(wait for wait in waits if wait is not None)
+
+    def _again_s(self) -> float:
+        limit_s = self._runtime.settings.resync_s
+        return backoff_s(self._undone - 1, base_s=TAKEN_BASE_S, limit_s=limit_s, jitter=0.0)
 
     def _backoff_s(self) -> float:
         return backoff_s(self._failures - 1, base_s=ERROR_BASE_S, limit_s=ERROR_LIMIT_S, jitter=0.0)

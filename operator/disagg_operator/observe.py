@@ -21,6 +21,8 @@ CONFIG_REASONS = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 )
 OOM_KILLED = "OOMKilled"
+# Characters kept of a container's last words; a condition's message has room for 1024.
+LINE_LIMIT = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class ContainerRecord:
     waiting_message: str = ""
     exit_code: int | None = None
     exit_reason: str = ""
+    exit_message: str = ""  # the last line that it said, where the kubelet keeps it
 
     @property
     def running(self) -> bool:
@@ -204,7 +207,13 @@ def _container(status: Mapping[str, Any]) -> ContainerRecord:
         waiting_message=waiting.get("message", ""),
         exit_code=ended.get("exitCode"),
         exit_reason=ended.get("reason", ""),
+        exit_message=_last_line(ended.get("message", "")),
     )
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:LINE_LIMIT] if lines else ""
 
 
 def _seconds(timestamp: str | None) -> float:

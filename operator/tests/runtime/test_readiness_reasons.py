@@ -9,8 +9,8 @@ def waiting(reason, message="why"):
     return {"waiting": {"reason": reason, "message": message}}
 
 
-def ended(code, reason="Error"):
-    return {"terminated": {"exitCode": code, "reason": reason}}
+def ended(code, reason="Error", message=""):
+    return {"terminated": {"exitCode": code, "reason": reason, "message": message}}
 
 
 def break_engine(world, pod_statuses, **fields):
@@ -51,6 +51,11 @@ BROKEN = [
         ["exit code 3", "2 restarts", "kubectl logs"],
     ),
     ({"state": ended(1)}, "ContainerCrashed", ["exit code 1"]),
+    (
+        {"state": ended(1, message="Traceback\nno such model: x\n\n")},
+        "ContainerCrashed",
+        [": no such model: x;"],
+    ),
     (
         {"state": waiting("CrashLoopBackOff"), "lastState": ended(137, "OOMKilled")},
         "OOMKilled",

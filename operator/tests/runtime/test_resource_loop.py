@@ -5,7 +5,12 @@ import pytest
 
 from disagg_operator import loop as loop_module
 from disagg_operator import names
-from disagg_operator.errors import ApiForbiddenError, ApiNotFoundError, ApiUnavailableError
+from disagg_operator.errors import (
+    AlreadyExistsError,
+    ApiForbiddenError,
+    ApiNotFoundError,
+    ApiUnavailableError,
+)
 from disagg_operator.kinds import Kind, ObjectReference
 from disagg_operator.loop import ResourceLoop, Snapshot
 from disagg_operator.metrics import Metrics
@@ -131,6 +136,24 @@ async def test_failed_pass_is_tried_again(harness, gateway, monkeypatch):
     gateway.child_error = ApiUnavailableError("away", code=503)
     await harness.run_until(lambda: gateway.children >= 6)
     assert harness.runtime.metrics.passes["failed"] >= 2
+
+
+async def test_name_that_is_taken_is_tried_again(harness, gateway, monkeypatch):
+    monkeypatch.setattr(loop_module, "TAKEN_BASE_S", 0.01)
+    applied = gateway.apply
+
+    async def free(kind, body):
+        error, gateway.child_error = gateway.child_error, None
+        try:
+            return await applied(kind, body)
+        finally:
+            gateway.child_error = error
+
+    monkeypatch.setattr(gateway, "apply", free)
+    gateway.child_error = AlreadyExistsError("taken", code=409)
+    await harness.run_until(lambda: gateway.children >= 12)
+    assert harness.runtime.metrics.passes["failed"] == 0
+    assert ready_condition(gateway.statuses[-1])["reason"] == "PodsMissing"
 
 
 async def test_bug_in_a_pass_is_told_and_survived(harness, gateway, monkeypatch):
