@@ -117,8 +117,10 @@ class EngineSocket:
         try:
             while True:
                 self._take(await self._read(reader), writer)
-        except (WireError, OSError, asyncio.IncompleteReadError) as error:
-            _log.warning("engine connection ended: %s", error or type(error).__name__)
+        except asyncio.IncompleteReadError:
+            _log.warning("the engine closed its connection, or ended")
+        except (WireError, OSError) as error:
+            _log.warning("engine connection ended: %s", error)
         finally:
             writer.transport.abort()
             self._current = None

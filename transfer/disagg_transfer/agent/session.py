@@ -91,8 +91,10 @@ class Session:
                 self._heard = asyncio.get_running_loop().time()
                 if not isinstance(message, Ping):
                     on_message(self, message)
-        except (OSError, asyncio.IncompleteReadError) as error:
-            return self._reason or f"connection closed ({type(error).__name__})"
+        except asyncio.IncompleteReadError:
+            return self._reason or "its control connection closed: the agent ended or restarts"
+        except OSError as error:
+            return self._reason or f"its control connection broke: {error}"
         except WireError as error:
             return f"refused frame: {error}"
         finally:
