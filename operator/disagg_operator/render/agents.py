@@ -31,6 +31,8 @@ def agent_container(slot: Slot, *, profile: Profile, images: Images) -> Object:
         "name": CONTAINER_AGENT,
         "image": agent_image(slot.deployment, images),
         "imagePullPolicy": spec.engine.image_pull_policy,
+        # The container's last words, for the condition that tells of its crash.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "command": ["disagg-agent", "serve"],
         "restartPolicy": "Always",
         "env": _env(slot, arena=arena),

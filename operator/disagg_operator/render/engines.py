@@ -26,6 +26,8 @@ def engine_container(slot: Slot, *, profile: Profile, images: Images) -> Object:
         "name": CONTAINER_ENGINE,
         "image": engine_image(slot.deployment, images),
         "imagePullPolicy": spec.engine.image_pull_policy,
+        # The container's last words, for the condition that tells of its crash.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         **_command(slot),
         "env": _env(slot, profile=profile),
         "ports": [{"name": "http", "containerPort": spec.engine.port, "protocol": "TCP"}],

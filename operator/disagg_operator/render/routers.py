@@ -110,6 +110,8 @@ def _container(deployment: Deployment, *, revision: str, images: Images) -> Obje
         "name": names.CONTAINER_ROUTER,
         "image": router_image(deployment, images),
         "imagePullPolicy": deployment.spec.engine.image_pull_policy,
+        # The container's last words, for the condition that tells of its crash.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "command": ["python3", "-m", "sglang_router.launch_router"],
         "args": _args(deployment, revision=revision),
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108
