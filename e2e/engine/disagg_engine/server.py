@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from disagg_engine import answers
 from disagg_engine.answers import Json, Transcript, error_body, transfer_error
@@ -208,10 +209,16 @@ async def serve(settings: Settings) -> int:
     return 0
 
 
+def _is_no_http(record: logging.LogRecord) -> bool:
+    """A router tries HTTP/2 first; aiohttp logs each try as an error, with the bytes."""
+    return bool(record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    logging.getLogger("aiohttp.server").addFilter(lambda record: not _is_no_http(record))
     # An arbitrary uid has no home and no name; torch and the hub client look for both.
     os.environ.setdefault("USER", "disagg")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -7,8 +7,12 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from disagg_engine import monolith
+from disagg_engine.answers import Transcript
 from disagg_engine.engine import Engine
 from disagg_engine.models import load_model
+from disagg_engine.requests import parse_completion
+from disagg_engine.roles import Call
+from disagg_engine.sampling import Token
 from disagg_engine.server import build_app, main
 from disagg_engine.settings import Settings, parse_settings
 
@@ -74,6 +78,18 @@ async def test_completions_streamed_and_whole_say_the_same(served):
     assert whole["usage"] == {"prompt_tokens": 16, "completion_tokens": 8, "total_tokens": 24}
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_character_cut_between_chunks_is_told_once_whole(built):
+    model = built(MODEL)
+    body = {"prompt": "x", "max_tokens": 4}
+    call = Call(id="c", request=parse_completion(body, model.runner.model, disaggregated=False))
+    transcript = Transcript(call, model.runner, limit=4)
+    told = []
+    for byte in [ord("h"), *"é".encode(), ord("!")]:
+        transcript.tokens.append(Token(id=byte, logprob=0.0))
+        told.append(transcript.completion_chunk(MODEL)["choices"][0]["text"])
+    assert told == ["h", "", "é", "!"]
 
 
 async def test_bad_input_is_a_400_that_names_the_field(served):
