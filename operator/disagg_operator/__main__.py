@@ -13,8 +13,9 @@ import aiohttp
 import kopf
 
 from disagg_operator import names
+from disagg_operator.credentials import client_configuration
 from disagg_operator.errors import SettingsError
-from disagg_operator.gateway import Gateway, client_configuration
+from disagg_operator.gateway import Gateway
 from disagg_operator.handlers import kopf_settings, registry_of
 from disagg_operator.metrics import Metrics
 from disagg_operator.reports import ReportFeed

@@ -1,4 +1,4 @@
-"""The only module that talks to the API server and sees the client library.
+"""The only module that talks to the API server.
 
 Every request passes one gate: at most `CONCURRENCY` at a time and `RATE_PER_S` a second, repeated
 with growing pauses while the server is busy or away (its Retry-After is obeyed), counted by verb
@@ -7,7 +7,6 @@ and outcome. What cannot be done in the end becomes an error of `errors`.
 
 import asyncio
 import json
-import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ from typing import Self
 from urllib.parse import urlencode
 
 import aiohttp
-import kopf
-from kubernetes.aio import config as client_config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
@@ -29,7 +26,6 @@ from disagg_operator.errors import (
     ApiNotFoundError,
     ApiRejectedError,
     ApiUnavailableError,
-    SettingsError,
 )
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.metrics import Metrics
@@ -49,42 +45,6 @@ RETRY_AFTER_LIMIT_S = 30.0
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
-
-
-async def client_configuration() -> Configuration:
-    """The pod's service account, or else the kubeconfig that `KUBECONFIG` or the default names."""
-    configuration = Configuration()
-    try:
-        client_config.load_incluster_config(client_configuration=configuration)
-    except client_config.ConfigException:
-        await _load_kubeconfig(configuration)
-    return configuration
-
-
-async def _load_kubeconfig(configuration: Configuration) -> None:
-    path = os.environ.get("KUBECONFIG")
-    try:
-        await client_config.load_kube_config(config_file=path, client_configuration=configuration)
-    except client_config.ConfigException as error:
-        raise SettingsError(
-            f"no API server: this is no pod with a service account, and KUBECONFIG"
-            f" ({path or 'not set'}) gives none: {error}"
-        ) from error
-
-
-async def kopf_credentials(configuration: Configuration) -> kopf.ConnectionInfo:
-    """The same server and identity for kopf's watches, read anew at each login (tokens rotate)."""
-    header = await configuration.get_api_key_with_prefix("BearerToken") or ""
-    scheme, _, token = header.rpartition(" ")
-    return kopf.ConnectionInfo(
-        server=configuration.host,
-        ca_path=configuration.ssl_ca_cert,
-        insecure=not configuration.verify_ssl,
-        scheme=scheme or None,
-        token=token or None,
-        certificate_path=configuration.cert_file,
-        private_key_path=configuration.key_file,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

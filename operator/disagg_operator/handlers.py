@@ -11,7 +11,7 @@ from typing import Any
 import kopf
 
 from disagg_operator import names
-from disagg_operator.gateway import client_configuration, kopf_credentials
+from disagg_operator.credentials import client_configuration, kopf_credentials
 from disagg_operator.kinds import ObjectReference
 from disagg_operator.loop import ResourceLoop, Snapshot
 from disagg_operator.observe import owner_key, pod_record, router_record, service_record

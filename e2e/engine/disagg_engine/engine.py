@@ -51,16 +51,15 @@ class Engine:
         self._session.start()
 
     def _without_dropped(self, layouts: tuple[ComponentLayout, ...]) -> tuple[ComponentLayout, ...]:
-        dropped = self.settings.fault_drop_component
-        if dropped is None:
-            return layouts
         names = [layout.name for layout in layouts]
-        if dropped not in names:
-            raise BadRequestError(
-                "--fault-drop-component", dropped, f"this model has {', '.join(names)}"
-            )
-        log.warning("FAULT: component %s is neither registered nor transferred", dropped)
-        return tuple(layout for layout in layouts if layout.name != dropped)
+        dropped = self.settings.fault_drop_components
+        for name in dropped:
+            if name not in names:
+                raise BadRequestError(
+                    "--fault-drop-component", name, f"this model has {', '.join(names)}"
+                )
+            log.warning("FAULT: component %s is neither registered nor transferred", name)
+        return tuple(layout for layout in layouts if layout.name not in dropped)
 
     def close(self) -> None:
         if self._session is not None:

@@ -27,7 +27,7 @@ class Settings:
     max_requests: int = 64
     queue_timeout_s: float = 10.0
     release_timeout_s: float = 600.0
-    fault_drop_component: str | None = None
+    fault_drop_components: tuple[str, ...] = ()
 
     @property
     def disaggregated(self) -> bool:
@@ -38,7 +38,8 @@ def parse_settings(argv: Sequence[str] | None, env: Mapping[str, str] | None = N
     env = os.environ if env is None else env
     given = vars(_parser(env).parse_args(argv))
     model_id = given.pop("model_id") or given["model"]
-    return Settings(model_id=model_id, **given)
+    dropped = tuple(given.pop("fault_drop_component"))
+    return Settings(model_id=model_id, fault_drop_components=dropped, **given)
 
 
 def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -56,6 +57,8 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add(
         "--fault-drop-component",
         metavar="NAME",
+        action="append",
+        default=[],
         help="FAULT, for tests only: register without this component and never transfer it",
     )
     return parser

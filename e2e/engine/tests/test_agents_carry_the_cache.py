@@ -68,7 +68,7 @@ def wait_until(done, *, what, within=REGISTERED_S):
     return True
 
 
-def make_pair(stack, folder, model, *, dropped=None, **options):
+def make_pair(stack, folder, model, *, dropped=(), **options):
     options = {"timeouts": TIMEOUTS, "arena_bytes": 8 << 20, "faults": True, **options}
     prefill_agent = stack.enter_context(LocalAgent(folder / "p", role="prefill", **options))
     peers = [f"127.0.0.1:{prefill_agent.control_port}"]
@@ -76,7 +76,7 @@ def make_pair(stack, folder, model, *, dropped=None, **options):
         LocalAgent(folder / "d", role="decode", peers=peers, **options)
     )
     engines = [
-        make_engine(stack, model, agent, role=role, dropped=dropped if role == "decode" else None)
+        make_engine(stack, model, agent, role=role, dropped=dropped if role == "decode" else ())
         for role, agent in (("prefill", prefill_agent), ("decode", decode_agent))
     ]
     return Pair(
@@ -95,7 +95,7 @@ def make_engine(stack, model, agent, *, role, dropped):
         socket=str(agent.socket_path),
         max_pages=64,
         max_slots=4,
-        fault_drop_component=dropped,
+        fault_drop_components=dropped,
     )
     engine = Engine(settings)
     stack.callback(engine.close)
@@ -247,7 +247,7 @@ async def test_a_client_that_leaves_frees_prefill_at_once(checked):
 async def test_a_component_missing_on_one_side_is_named(built, tmp_path):
     model = built(MODEL)
     with ExitStack() as stack:
-        pair = make_pair(stack, tmp_path, model.runner.model, dropped="mamba.conv")
+        pair = make_pair(stack, tmp_path, model.runner.model, dropped=("mamba.conv",))
         async with pair.served() as (_, decode):
             status, answer = await post(decode, pair.body(model.prompt))
     assert (status, answer["error"]["type"]) == (502, "LayoutMismatch")

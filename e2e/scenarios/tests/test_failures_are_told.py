@@ -2,14 +2,17 @@
 
 import json
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from disagg_scenarios import demo, seen
 from disagg_scenarios.kube import wait_for
 from disagg_scenarios.pods import kill_in_pod, report
-from disagg_scenarios.serving import generate, monolith
+from disagg_scenarios.serving import Answer, generate, monolith
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -18,6 +21,7 @@ NAME = demo.FAULTY
 LONG_DEADLINE = "120s"
 # Told to the other side within 1 s (design, promise 2), then two HTTP hops and kubectl.
 TOLD_S = 6.0
+STATUS_S = demo.STATUS_S
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +64,37 @@ def stuck(served, prefill, decode):
         yield answer
 
 
-def ended_by(answer, act):
-    """The seconds from a fault to the client's answer, and the answer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What a fault came to: the client's answer, its seconds, and the row that the resource shows."""
+
+    answer: Answer
+    took_s: float
+    failure: Mapping[str, Any]
+
+
+def ending(kubectl, answer, act):
+    before = seen.state_row(kubectl.get("ddep", NAME), "mamba").get("lastFailure", {})
     started = time.monotonic()
     act()
-    return answer.result(timeout=90), time.monotonic() - started
-
-
-def cause_of(answer):
-    return answer.error.get("type") or answer.body
+    answered = answer.result(timeout=90)
+    took_s = time.monotonic() - started
+    row = wait_for(
+        "the row of mamba tells a newer failure",
+        lambda: seen.state_row(kubectl.get("ddep", NAME), "mamba"),
+        lambda found: found.get("lastFailure", {}).get("time") not in {None, before.get("time")},
+        STATUS_S,
+    )
+    assert answered.status >= 400, answered
+    assert not answered.tokens
+    assert took_s < TOLD_S
+    return Ending(answer=answered, took_s=took_s, failure=row["lastFailure"])
 
 
 def heals(kubectl, expected):
-    """The next request succeeds once the pods are back, and the resource says so."""
+    """With the fault lifted the next request succeeds once the pods are back, and status says so."""
     demo.wait_members(kubectl, NAME)
+    demo.agent(kubectl, demo.role_pod(kubectl, NAME, "prefill"), "fault", "lift")
     answer = wait_for(
         "a request succeeds again",
         lambda: generate(kubectl, NAME),
@@ -81,45 +102,49 @@ def heals(kubectl, expected):
         60,
     )
     assert answer.tokens == expected
-    found = demo.wait_ready(kubectl, NAME)
-    assert seen.is_true(found, "TransferHealthy")
-    return found
+    wait_for(
+        "Ready and TransferHealthy again",
+        lambda: kubectl.get("ddep", NAME),
+        lambda found: seen.is_true(found, "Ready") and seen.is_true(found, "TransferHealthy"),
+        STATUS_S,
+    )
 
 
-def test_a_killed_prefill_agent_is_told(served, stuck, prefill, expected):
-    answer, took = ended_by(stuck, lambda: kill_in_pod(served, prefill, "disagg-agent"))
-    assert answer.status >= 400, answer
-    assert "PeerLost" in answer.body, answer
-    assert took < TOLD_S
-    found = heals(served, expected)
-    failure = seen.state_row(found, "mamba")["lastFailure"]
-    assert failure["cause"] == "PeerLost"
-    assert failure["prefillPod"] == prefill
-
-
-def test_a_killed_decode_agent_is_told(served, stuck, decode, expected):
-    answer, took = ended_by(stuck, lambda: kill_in_pod(served, decode, "disagg-agent"))
-    assert answer.status >= 400, answer
-    assert took < TOLD_S
+def test_a_killed_prefill_agent_is_told(served, stuck, prefill, decode, expected):
+    found = ending(served, stuck, lambda: kill_in_pod(served, prefill, "disagg-agent"))
+    assert "PeerLost" in found.answer.body
+    assert found.failure["cause"] == "PeerLost"
+    assert (found.failure["prefillPod"], found.failure["decodePod"]) == (prefill, decode)
     heals(served, expected)
 
 
-def test_a_killed_prefill_engine_is_told(served, stuck, prefill, expected):
-    answer, took = ended_by(stuck, lambda: kill_in_pod(served, prefill, "disagg-engine"))
-    assert answer.status >= 400, answer
-    assert took < TOLD_S
-    found = heals(served, expected)
-    assert seen.state_row(found, "mamba")["lastFailure"]["cause"] == "EngineLost"
+def test_a_killed_decode_agent_is_told(served, stuck, prefill, decode, expected):
+    found = ending(served, stuck, lambda: kill_in_pod(served, decode, "disagg-agent"))
+    assert found.failure["cause"] == "PeerLost"
+    assert (found.failure["prefillPod"], found.failure["decodePod"]) == (prefill, decode)
+    heals(served, expected)
 
 
-def test_a_prefill_pod_deleted_in_mid_transfer_is_told(served, stuck, prefill, expected):
-    answer, took = ended_by(
-        stuck, lambda: served.run("delete", "pod", prefill, "--grace-period=0", "--force")
-    )
-    assert answer.status >= 400, answer
-    assert took < TOLD_S
-    found = heals(served, expected)
-    assert seen.state_row(found, "mamba")["lastFailure"]["prefillPod"] == prefill
+def test_a_killed_prefill_engine_is_told(served, stuck, prefill, decode, expected):
+    found = ending(served, stuck, lambda: kill_in_pod(served, prefill, "disagg-engine"))
+    assert found.failure["cause"] == "EngineLost"
+    assert (found.failure["prefillPod"], found.failure["decodePod"]) == (prefill, decode)
+    heals(served, expected)
+
+
+def test_a_killed_decode_engine_is_told(served, stuck, prefill, decode, expected):
+    found = ending(served, stuck, lambda: kill_in_pod(served, decode, "disagg-engine"))
+    assert found.failure["cause"] == "EngineLost"
+    assert (found.failure["prefillPod"], found.failure["decodePod"]) == (prefill, decode)
+    heals(served, expected)
+
+
+def test_a_prefill_pod_deleted_in_mid_transfer_is_told(served, stuck, prefill, decode, expected):
+    force = ("--grace-period=0", "--force", "--wait=false")
+    found = ending(served, stuck, lambda: served.run("delete", "pod", prefill, *force))
+    assert found.failure["cause"] in {"PeerLost", "EngineLost"}  # whichever container ends first
+    assert (found.failure["prefillPod"], found.failure["decodePod"]) == (prefill, decode)
+    heals(served, expected)
 
 
 def test_a_withheld_state_type_times_out_by_name(served, expected):
@@ -130,5 +155,4 @@ def test_a_withheld_state_type_times_out_by_name(served, expected):
     demo.agent(served, prefill, "fault", "withhold", "mamba")
     demo.expect_timeout(served, prefill, decode)
     demo.await_event(served, prefill, decode)
-    demo.agent(served, prefill, "fault", "lift")
     heals(served, expected)

@@ -54,13 +54,32 @@ def test_a_bad_image_is_named_with_its_container(kubectl):
     kubectl.run("delete", "ddep", "bad-image", "--timeout=60s")
 
 
-def test_decode_lacking_a_state_type_is_named_before_any_request(kubectl):
-    lacking = manifest("lacks-mamba")
-    lacking["spec"]["roles"]["decode"]["args"] = ["--fault-drop-component=mamba"]
+def test_decode_lacking_a_component_is_named_before_any_request(kubectl):
+    lacking = manifest("lacks-conv")
+    decode = lacking["spec"].setdefault("roles", {}).setdefault("decode", {})
+    decode["args"] = ["--fault-drop-component=mamba.conv"]
     kubectl.apply(lacking)
-    condition = told(kubectl, "lacks-mamba", "Ready", "LayoutMismatch")
-    assert "mamba" in condition.message
-    assert "lacks-mamba-decode" in condition.message
+    condition = told(kubectl, "lacks-conv", "Ready", "LayoutMismatch")
+    assert "mamba.conv" in condition.message
+    assert "lacks-conv-prefill" in condition.message
+    assert "lacks-conv-decode" in condition.message
+    kubectl.run("delete", "ddep", "lacks-conv", "--timeout=60s")
+
+
+def test_decode_lacking_a_state_type_is_named_with_both_lists(kubectl):
+    lacking = manifest("lacks-mamba")
+    decode = lacking["spec"].setdefault("roles", {}).setdefault("decode", {})
+    decode["args"] = [f"--fault-drop-component=mamba.{part}" for part in ("conv", "recurrent")]
+    kubectl.apply(lacking)
+    found = wait_for(
+        "DecodeReady names the state types of both sides",
+        lambda: seen.condition(kubectl.get("ddep", "lacks-mamba"), "DecodeReady"),
+        lambda condition: "stateTypes" in condition.message,
+        CONDITION_S,
+    )
+    assert found.status == "False"
+    assert "kv, mamba" in found.message
+    assert "lacks-mamba-decode" in found.message
     kubectl.run("delete", "ddep", "lacks-mamba", "--timeout=60s")
 
 
