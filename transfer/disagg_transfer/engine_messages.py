@@ -75,6 +75,16 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """The engine does not take its copy of the request up: no Begin, no Pull."""
+
+    call: Count
+    room: Room
+    peer: Text  # decode: the prefill agent to tell; empty from prefill
+    detail: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pull:
     call: Count
     room: Room
@@ -148,10 +158,12 @@ class Refused:
     peer_pod: Text
 
 
-Call = Register | Begin | Reserve | OfferPayload | AwaitRelease | Abort | Pull | ReleaseRoom
+Call = (
+    Register | Begin | Reserve | OfferPayload | AwaitRelease | Abort | Refuse | Pull | ReleaseRoom
+)
 Answer = Registered | Rejected | Done | Reserved | Arrived | Refused
 
 CALLS: Final = Codec(
-    (Register, Begin, Reserve, OfferPayload, AwaitRelease, Abort, Pull, ReleaseRoom),
+    (Register, Begin, Reserve, OfferPayload, AwaitRelease, Abort, Refuse, Pull, ReleaseRoom),
 )
 ANSWERS: Final = Codec((Registered, Rejected, Done, Reserved, Arrived, Refused))

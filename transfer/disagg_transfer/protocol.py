@@ -148,7 +148,7 @@ class Release:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     room: Room
-    request: RequestId
+    request: RequestId | None  # None: the sender gives up a room that it never claimed
     cause: Cause
     stage: Stage
     state_type: Name | None

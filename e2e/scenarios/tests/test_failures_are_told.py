@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from disagg_scenarios import demo, seen
-from disagg_scenarios.kube import wait_for
+from disagg_scenarios.kube import KubectlError, wait_for
 from disagg_scenarios.pods import kill_in_pod, report
 from disagg_scenarios.serving import Answer, generate, monolith
 
@@ -49,10 +49,22 @@ def decode(served):
     return demo.role_pod(served, NAME, "decode")
 
 
+def switch(kubectl, pod, *words):
+    """Turn the fault switch; the status may not tell yet that the agent is being restarted."""
+
+    def turned():
+        try:
+            return demo.agent(kubectl, pod, "fault", *words)
+        except KubectlError as refused:
+            return refused
+
+    wait_for(f"the agent of {pod} takes {words}", turned, lambda said: isinstance(said, str), 60)
+
+
 @pytest.fixture
 def stuck(served, prefill, decode):
     """A request in mid-transfer: kv is in, mamba is withheld, decode waits."""
-    demo.agent(served, prefill, "fault", "withhold", "mamba")
+    switch(served, prefill, "withhold", "mamba")
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(generate, served, NAME, timeout_s=100)
         wait_for(
@@ -94,7 +106,7 @@ def ending(kubectl, answer, act):
 def heals(kubectl, expected):
     """With the fault lifted the next request succeeds once the pods are back, and status says so."""
     demo.wait_members(kubectl, NAME)
-    demo.agent(kubectl, demo.role_pod(kubectl, NAME, "prefill"), "fault", "lift")
+    switch(kubectl, demo.role_pod(kubectl, NAME, "prefill"), "lift")
     answer = wait_for(
         "a request succeeds again",
         lambda: generate(kubectl, NAME),

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -102,13 +102,20 @@ class Dialer:
 
     async def reach(self, peer: str) -> Session:
         """A session that may carry requests; waits for one without limit."""
+        return await self._find(peer, _usable)
+
+    async def meet(self, peer: str) -> Session:
+        """A session, whatever engines are behind it; waits for one without limit."""
+        return await self._find(peer, _open)
+
+    async def _find(self, peer: str, pick: Callable[[_Link], Session | None]) -> Session:
         try:
             target = parse_address(peer)
         except SettingsError as error:
             raise _failed(Cause.PROTOCOL_ERROR, f"peer {error}") from error
         while True:
             for link in [self._want(address) for address in await _resolve(target)]:
-                session = _usable(link)
+                session = pick(link)
                 if session is not None:
                     return session
             try:
@@ -195,10 +202,14 @@ class Dialer:
                 raise
 
 
-def _usable(link: _Link) -> Session | None:
-    session = link.session
+def _open(link: _Link) -> Session | None:
     if link.refused:
         raise _failed(Cause.AUTHENTICATION_FAILED, f"{link.address}: {link.error}")
+    return link.session
+
+
+def _usable(link: _Link) -> Session | None:
+    session = _open(link)
     if session is not None and session.differences:
         raise told_differences(session)
     return session if session is not None and session.usable else None

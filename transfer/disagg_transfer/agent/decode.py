@@ -11,7 +11,8 @@ from disagg_transfer.agent.engine import Engine, Sight
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.outcomes import Outcomes
 from disagg_transfer.agent.pull import Pull, Tools
-from disagg_transfer.agent.relay import heard, misuse, restaged
+from disagg_transfer.agent.refusals import Refusals
+from disagg_transfer.agent.relay import heard, misuse, refused, restaged
 from disagg_transfer.agent.session import Session
 from disagg_transfer.contract import Cause, Stage
 from disagg_transfer.engine_messages import (
@@ -21,6 +22,7 @@ from disagg_transfer.engine_messages import (
     ArrivedPayload,
     Call,
     Done,
+    Refuse,
     ReleaseRoom,
 )
 from disagg_transfer.engine_messages import Pull as PullCall
@@ -43,6 +45,7 @@ class Decode:
         self._outcomes, self._metrics = outcomes, metrics
         self._engine: Engine | None = None
         self._rooms: dict[int, _Room] = {}
+        self._refusals = Refusals(tools.dialer, timeouts=tools.timeouts)
 
     @property
     def inflight(self) -> int:
@@ -86,6 +89,8 @@ class Decode:
                 self._release(call.room)
             case Abort():
                 self._abort(call)
+            case Refuse():
+                self._refuse(call)
             case _:
                 raise misuse(f"{type(call).__name__} is a prefill engine's call")
         return Done(call=call.call)
@@ -93,11 +98,16 @@ class Decode:
     async def _pull(self, call: PullCall) -> Arrived:
         if call.room in self._rooms:
             raise misuse(f"room {call.room} is in flight; every request needs a room of its own")
+        try:
+            parts = self._parts(call.expect)
+        except TransferFailed as failure:
+            self._refusals.tell(call.room, peer=call.peer, failure=failure)
+            raise
         pull = Pull(
             room=call.room,
             request=secrets.token_bytes(16),
             peer=call.peer,
-            parts=self._parts(call.expect),
+            parts=parts,
             tools=self._tools,
         )
         room = _Room(pull, asyncio.get_running_loop().time())
@@ -106,6 +116,8 @@ class Decode:
             await pull.run()
         except TransferFailed as failure:
             self._record(pull, failure)
+            if pull.session is None:  # it never claimed the room, so it could tell nobody
+                self._refusals.tell(call.room, peer=call.peer, failure=failure)
             raise
         finally:
             if not pull.arrived:
@@ -163,6 +175,10 @@ class Decode:
         if room.pull.session is not None:
             room.pull.session.send(Release(room=number, request=room.pull.request))
         self._end(number, None)
+
+    def _refuse(self, call: Refuse) -> None:
+        if call.room not in self._rooms:  # else it was another request of the same number
+            self._refusals.tell(call.room, peer=call.peer, failure=refused(call.detail))
 
     def _abort(self, call: Abort) -> None:
         room = self._rooms.get(call.room)

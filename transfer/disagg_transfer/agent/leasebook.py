@@ -9,12 +9,13 @@ from disagg_transfer.agent.outcomes import Outcomes
 from disagg_transfer.agent.relay import misuse, restaged, tell
 from disagg_transfer.agent.session import Session
 from disagg_transfer.agent.storage import Storage
+from disagg_transfer.agent.tombstones import Tombstones
 from disagg_transfer.arena import Span
 from disagg_transfer.contract import Cause, Stage
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import TransferFailed
 
-REMEMBER_S: Final = 60.0  # how long a failed room's late claim or begin is still told why
+REMEMBER_S: Final = 60.0  # how long an engine may be late to learn how a room ended
 MAX_CLAIMS: Final = 4096  # rooms wanted and not begun
 SWEEP_S: Final = 0.25
 _CLAIMED_STAGES: Final = (
@@ -36,7 +37,9 @@ class LeaseBook:
         self.engine: Engine | None = None
         self._leases: dict[int, Lease] = {}
         self._claims: dict[int, Claim] = {}  # for rooms not begun
-        self._failed: dict[int, tuple[float, TransferFailed]] = {}
+        # No longer than the other copy of the request may be under way.
+        keep_s = timeouts.limit(Stage.BOOTSTRAP) + timeouts.limit(Stage.QUEUE)
+        self._given_up = Tombstones(keep_s=keep_s)
         self._orphans: dict[str, list[Span]] = {}  # by the engine process that may write there
 
     @property
@@ -63,7 +66,7 @@ class LeaseBook:
     def begin(self, room: int) -> None:
         if room in self._leases:
             raise misuse(f"room {room} is in flight; every request needs a room of its own")
-        _, failure = self._failed.pop(room, (0.0, None))
+        failure = self._given_up.take(room)
         if failure is not None:
             raise failure
         now = self._now()
@@ -71,8 +74,9 @@ class LeaseBook:
 
     def claim(self, room: int, claim: Claim) -> Lease | None:
         """Take a claim in, which may come before the room begins; raises when it cannot be had."""
-        if room in self._failed:
-            raise self._failed.pop(room)[1]
+        failure = self._given_up.take(room)
+        if failure is not None:
+            raise failure
         lease = self._leases.get(room)
         taken = lease.claim if lease else self._claims.get(room)
         if taken is not None or (lease is not None and lease.ended):
@@ -96,7 +100,7 @@ class LeaseBook:
             for held in lease.held:
                 self._storage.free(held.span)
         if lease.claim is None:
-            self._failed[lease.room] = (self._now(), failure)
+            self._given_up.put(lease.room, failure, now=self._now())
         elif relay:
             tell(lease.claim.session, room=lease.room, request=lease.claim.request, failure=failure)
         pod = lease.claim.session.peer.pod if lease.claim else ""
@@ -115,8 +119,28 @@ class LeaseBook:
             self.fail(lease, failure, relay=False)
             return
         del self._claims[room]
-        self._failed[room] = (self._now(), failure)
+        self._given_up.put(room, failure, now=self._now())
         self._record(room, failure, session.peer.pod)
+
+    def give_up(self, room: int, failure: TransferFailed, *, peer: Session | None = None) -> None:
+        """A side refuses its copy of a request: `peer`, or with None this pod's engine.
+
+        The other side learns it now or, coming later, then. A refusal changes nothing where the
+        refuser's side has taken the room up: it was of another request with the same number, or
+        of a decode pod that is not the one the room is for.
+        """
+        lease = self._leases.get(room)
+        claim = lease.claim if lease else self._claims.get(room)
+        if (claim if peer else lease) is not None:
+            return
+        if lease is not None:
+            self.fail(lease, failure)
+        elif claim is not None:
+            del self._claims[room]
+            tell(claim.session, room=room, request=claim.request, failure=failure)
+            self._record(room, failure, claim.session.peer.pod)
+        else:
+            self._given_up.put(room, failure, now=self._now())
 
     def close(self, lease: Lease) -> None:
         """The engine has learned how the room ended, and writes no more of it."""
@@ -177,9 +201,7 @@ class LeaseBook:
                 self.fail(lease, failure)
             if lease.ended and not lease.written and now - lease.moved_at > limit + REMEMBER_S:
                 del self._leases[lease.room]
-        for room, (at, _) in list(self._failed.items()):
-            if now - at > REMEMBER_S:
-                del self._failed[room]
+        self._given_up.sweep(now)
 
     def _patience(self, lease: Lease) -> tuple[float, TransferFailed]:
         if lease.claim is None:

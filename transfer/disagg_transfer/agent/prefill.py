@@ -16,7 +16,7 @@ from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.lease import Claim, Held, Lease
 from disagg_transfer.agent.leasebook import LeaseBook
 from disagg_transfer.agent.outcomes import Outcomes
-from disagg_transfer.agent.relay import heard, misuse, tell, told_differences
+from disagg_transfer.agent.relay import heard, misuse, refused, tell, told_differences
 from disagg_transfer.agent.session import Session
 from disagg_transfer.agent.storage import Storage
 from disagg_transfer.arena import Span
@@ -30,6 +30,7 @@ from disagg_transfer.engine_messages import (
     Call,
     Done,
     OfferPayload,
+    Refuse,
     Reserve,
     Reserved,
 )
@@ -95,6 +96,8 @@ class Prefill:
                 await self._await_release(call)
             case Abort():
                 self._abort(call)
+            case Refuse():
+                self._book.give_up(call.room, refused(call.detail))
             case _:
                 raise misuse(f"{type(call).__name__} is a decode engine's call")
         return Done(call=call.call)
@@ -273,12 +276,11 @@ class Prefill:
         lease.changed.fire()
 
     def _told_failed(self, session: Session, message: Failed) -> None:
-        self._book.fail_claim(
-            message.room,
-            heard(message, pod=session.peer.pod),
-            session=session,
-            request=message.request,
-        )
+        failure = heard(message, pod=session.peer.pod)
+        if message.request is None:
+            self._book.give_up(message.room, failure, peer=session)
+        else:
+            self._book.fail_claim(message.room, failure, session=session, request=message.request)
 
     def on_session_lost(self, session: Session, failure: TransferFailed) -> None:
         self._book.lose_session(session, failure)

@@ -8,7 +8,7 @@ from disagg_transfer.protocol import Failed
 _MAX_DETAIL = 2048
 
 
-def tell(session: Session, *, room: int, request: bytes, failure: TransferFailed) -> None:
+def tell(session: Session, *, room: int, request: bytes | None, failure: TransferFailed) -> None:
     session.send(
         Failed(
             room=room,
@@ -42,6 +42,11 @@ def restaged(failure: TransferFailed, stage: Stage) -> TransferFailed:
 
 def misuse(detail: str, *, stage: Stage = Stage.QUEUE) -> TransferFailed:
     return TransferFailed(Cause.PROTOCOL_ERROR, stage=stage, detail=detail)
+
+
+def refused(detail: str) -> TransferFailed:
+    """An engine never took its copy of the request up; the other copy ends with its words."""
+    return TransferFailed(Cause.ABORTED, stage=Stage.QUEUE, detail=detail)
 
 
 def told_differences(session: Session) -> TransferFailed:

@@ -30,6 +30,7 @@ from disagg_transfer.engine_messages import (
     Begin,
     OfferPayload,
     Pull,
+    Refuse,
     Refused,
     Register,
     Registered,
@@ -162,6 +163,14 @@ class AgentClient:
     def abort(self, room: int, detail: str) -> None:
         """Give the room up on either role; the peer is told. No view of it is touched after."""
         self._call(Abort(call=next(self._calls), room=room, detail=detail[:2048]))
+
+    def refuse(self, room: int, *, detail: str, peer: str = "") -> None:
+        """Say that this engine will neither begin nor pull the room; the peer is told at once.
+
+        Decode names its `peer` as for pull. A room that is in flight here stays as it is: the
+        refused request was another one of the same number.
+        """
+        self._call(Refuse(call=next(self._calls), room=room, peer=peer, detail=detail[:2048]))
 
     def pull(self, room: int, *, peer: str, expect: Mapping[str, int]) -> Arrival:
         """Wait for every component of the room, whole; `peer` is bootstrap_host:bootstrap_port."""
