@@ -10,7 +10,7 @@ ENV_KEY := $(shell { cat requirements/dev.txt; $(PYTHON) -V; } | sha256sum | cut
 VENV    := $(DISAGG_CACHE)/venv-$(ENV_KEY)
 BIN     := $(VENV)/bin
 export UV_CACHE_DIR ?= $(DISAGG_CACHE)/uv
-export PYTHONPATH := $(CURDIR)/operator:$(CURDIR)/transfer:$(CURDIR)/e2e/engine:$(CURDIR)/e2e/cluster:$(CURDIR)/e2e/scenarios
+export PYTHONPATH := $(CURDIR)/operator:$(CURDIR)/transfer:$(CURDIR)/e2e/engine:$(CURDIR)/e2e/cluster:$(CURDIR)/e2e/scenarios:$(CURDIR)/e2e/bench
 export PATH := $(BIN):$(PATH)
 # The same thread count everywhere: float sums, and so tokens, depend on it.
 export OMP_NUM_THREADS := 1
@@ -48,7 +48,7 @@ test-cluster: setup ## Tests in real pods on the embedded cluster
 	@$(BIN)/python -m pytest -m cluster e2e/scenarios/tests e2e/cluster/tests -p no:randomly
 
 bench: setup ## The benchmark table; JSON in build/bench.json
-	@$(BIN)/python -m disagg_scenarios.bench
+	@$(BIN)/python -m disagg_bench
 
 lint: setup ## ruff, mypy strict, import-linter, charts and manifests
 	@$(BIN)/ruff format --check .
