@@ -155,8 +155,12 @@ def test_layouts_that_differ_are_listed_on_both_sides_and_fail_at_once(tmp_path,
         assert pair.decode.report().not_ready_reason == "LayoutMismatch"
         assert pair.prefill.report().ready
         items = {name: count for name, count in pair.items.items() if name != "mamba.conv"}
-        failure = failure_of(kit.in_thread(pair.pull, next(rooms), items), 1)
+        room = next(rooms)
+        pair.p.begin(room)
+        failure = failure_of(kit.in_thread(pair.pull, room, items), 1)
         assert failure.cause == "LayoutMismatch"
+        with pytest.raises(TransferFailed, match="LayoutMismatch"):
+            pair.p.wait_released(room, 1)  # decode has never claimed it, and tells all the same
         assert "components[kv].itemBytes: prefill has 4096, decode has 8192" in failure.detail
 
 

@@ -10,12 +10,15 @@ from disagg_engine.errors import BadRequestError, NotServingError, OverloadedErr
 from disagg_engine.layout import ComponentLayout, probe_layout
 from disagg_engine.models import LoadedModel, load_model
 from disagg_engine.pools import PoolSet
-from disagg_engine.requests import Request, check_length
+from disagg_engine.refusals import Refusals
+from disagg_engine.requests import Bootstrap, Request, check_length
 from disagg_engine.roles import Call, DecodeRole, MonoRole, PrefillRole, RoleFlow
 from disagg_engine.runner import ModelRunner
 from disagg_engine.sampling import Token
 from disagg_engine.session import AgentSession
 from disagg_engine.settings import Settings
+from disagg_transfer.client import TransferFailed
+from disagg_transfer.contract import Cause
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,7 @@ class Engine:
         self.runner: ModelRunner | None = None
         self.flow: RoleFlow | None = None
         self._session: AgentSession | None = None
+        self._refusals = Refusals(settings.role)
         self._in_flight = 0
 
     def load(self, model: LoadedModel | None = None) -> None:
@@ -45,7 +49,7 @@ class Engine:
     def _pair(self, runner: ModelRunner, layouts: tuple[ComponentLayout, ...]) -> None:
         settings = self.settings
         pools = PoolSet(layouts, max_pages=settings.max_pages, max_slots=settings.max_slots)
-        self._session = AgentSession(settings, layouts)
+        self._session = AgentSession(settings, layouts, self._refusals)
         kind = PrefillRole if settings.role == "prefill" else DecodeRole
         self.flow = kind(runner, pools, self._session, settings)
         self._session.start()
@@ -89,6 +93,14 @@ class Engine:
             )
         return Call(id=uuid.uuid4().hex, request=request)
 
+    def refuse(self, bootstrap: Bootstrap | None, error: Exception) -> None:
+        """The request ends before the agent knows of it; the peer's half is told, in time."""
+        if bootstrap is None:
+            return
+        self._refusals.add(bootstrap, str(error))
+        if self._session is not None:
+            asyncio.get_running_loop().run_in_executor(None, self._session.tell_refusals)
+
     def limit(self, call: Call) -> int:
         """Tokens that this engine itself gives for the call."""
         return 1 if self.settings.role == "prefill" else call.request.sampling.max_new_tokens
@@ -101,9 +113,9 @@ class Engine:
     async def tokens(self, call: Call) -> AsyncGenerator[Token]:
         """Tokens as a thread of its own makes them; leaving early abandons the call."""
         flow, loop = self._flow(), asyncio.get_running_loop()
-        events: asyncio.Queue[Token | BaseException | None] = asyncio.Queue()
+        events: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
 
-        def emit(event: Token | BaseException | None) -> None:
+        def emit(event: Token | Exception | None) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         def produce() -> None:
@@ -121,8 +133,10 @@ class Engine:
         thread.start()
         try:
             while (event := await events.get()) is not None:
-                if isinstance(event, BaseException):
+                if isinstance(event, Exception):
                     ended = True
+                    if _agent_was_away(event):
+                        self.refuse(call.request.bootstrap, event)
                     raise event
                 yield event
             ended = True
@@ -130,6 +144,12 @@ class Engine:
             self._in_flight -= 1
             if not ended:
                 loop.run_in_executor(None, _abandon, flow, call)
+
+
+def _agent_was_away(error: Exception) -> bool:
+    """Otherwise the agent has told the peer of the failure by itself."""
+    lost = isinstance(error, TransferFailed) and error.cause is Cause.ENGINE_LOST
+    return lost or isinstance(error, NotServingError)
 
 
 def _abandon(flow: RoleFlow, call: Call) -> None:

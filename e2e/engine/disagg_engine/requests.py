@@ -208,6 +208,14 @@ def _bootstrap(fields: Mapping[str, Any]) -> Bootstrap:
     )
 
 
+def find_bootstrap(body: Any) -> Bootstrap | None:
+    """Whose half a refused body is; None where it does not say so in a form that is allowed."""
+    try:
+        return _bootstrap(_object("body", body))
+    except BadRequestError:
+        return None
+
+
 def check_length(request: Request, model: LoadedModel) -> None:
     """The answer has to fit behind the prompt."""
     room = model.context_tokens - len(request.prompt)

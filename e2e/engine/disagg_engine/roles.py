@@ -109,14 +109,13 @@ class PairedRole:
     @contextmanager
     def _given_up_unless_done(self, client: AgentClient, call: Call) -> Iterator[None]:
         """Whatever ends the block early, the peer is told at once."""
-        done = False
         try:
             yield
-            done = True
-        finally:
-            if not done:
-                with suppress(TransferFailed):
-                    client.abort(call.bootstrap.room, f"the {self._settings.role} engine gave up")
+        except BaseException as error:
+            reason = f"the {self._settings.role} engine gave up: {error}"
+            with suppress(TransferFailed):
+                client.abort(call.bootstrap.room, reason)
+            raise
 
 
 class PrefillRole(PairedRole):

@@ -17,7 +17,7 @@ from disagg_engine import answers
 from disagg_engine.answers import Json, Transcript, error_body, transfer_error
 from disagg_engine.engine import Engine
 from disagg_engine.errors import BadRequestError, EngineError, NotServingError, OverloadedError
-from disagg_engine.requests import Request, parse_completion, parse_generate
+from disagg_engine.requests import Request, find_bootstrap, parse_completion, parse_generate
 from disagg_engine.roles import Call
 from disagg_engine.settings import Settings, parse_settings
 from disagg_transfer.client import TransferFailed
@@ -94,29 +94,32 @@ async def _models(request: web.Request) -> web.Response:
 
 
 async def _generate(request: web.Request) -> web.StreamResponse:
-    engine = request.app[ENGINE]
-    body = await _json(request)
-    parsed = parse_generate(
-        body, engine.serving().model, disaggregated=engine.settings.disaggregated
-    )
-
+    call = await _admit(request, parse_generate)
     shape = Transcript.generate_answer
-    return await _answer(request, parsed, chunk=shape, whole=shape)
+    return await _answer(request, call, chunk=shape, whole=shape)
 
 
 async def _completions(request: web.Request) -> web.StreamResponse:
-    engine = request.app[ENGINE]
-    body = await _json(request)
-    parsed = parse_completion(
-        body, engine.serving().model, disaggregated=engine.settings.disaggregated
-    )
-    model = engine.settings.model_id
+    call = await _admit(request, parse_completion)
+    model = request.app[ENGINE].settings.model_id
     return await _answer(
         request,
-        parsed,
+        call,
         chunk=lambda transcript: transcript.completion_chunk(model),
         whole=lambda transcript: transcript.completion_answer(model),
     )
+
+
+async def _admit(request: web.Request, parse: Callable[..., Request]) -> Call:
+    """Whatever refuses the request here, the peer has a copy and waits for this side."""
+    engine = request.app[ENGINE]
+    body = await _json(request)
+    try:
+        model, disaggregated = engine.serving().model, engine.settings.disaggregated
+        return engine.admit(parse(body, model, disaggregated=disaggregated))
+    except Exception as error:
+        engine.refuse(find_bootstrap(body), error)
+        raise
 
 
 async def _json(request: web.Request) -> Any:
@@ -128,15 +131,14 @@ async def _json(request: web.Request) -> Any:
 
 async def _answer(
     request: web.Request,
-    parsed: Request,
+    call: Call,
     *,
     chunk: Callable[[Transcript], Json],
     whole: Callable[[Transcript], Json],
 ) -> web.StreamResponse:
     engine = request.app[ENGINE]
-    call = engine.admit(parsed)
     transcript = Transcript(call, engine.serving(), limit=engine.limit(call))
-    if parsed.stream:
+    if call.request.stream:
         return await _stream(request, engine, call, transcript, chunk=chunk)
     try:
         async with aclosing(engine.tokens(call)) as tokens:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from disagg_engine.errors import NotServingError
 from disagg_engine.layout import ComponentLayout
+from disagg_engine.refusals import Refusals
 from disagg_engine.settings import Settings
 from disagg_transfer.client import (
     AgentClient,
@@ -36,8 +37,10 @@ def to_component(layout: ComponentLayout) -> Component:
 
 
 class AgentSession:
-    def __init__(self, settings: Settings, layouts: Sequence[ComponentLayout]) -> None:
-        self._settings = settings
+    def __init__(
+        self, settings: Settings, layouts: Sequence[ComponentLayout], refusals: Refusals
+    ) -> None:
+        self._settings, self._refusals = settings, refusals
         self._components = [to_component(layout) for layout in layouts]
         self._client: AgentClient | None = None
         self._reason = f"no agent on {settings.socket} yet"
@@ -66,6 +69,12 @@ class AgentSession:
             raise NotServingError(f"not registered with the transfer agent: {self._reason}")
         return client
 
+    def tell_refusals(self) -> None:
+        """Now if registered; else registering does it."""
+        client = self._client
+        if client is not None:
+            self._refusals.tell(client)
+
     def _keep(self) -> None:
         while not self._stopping.is_set():
             client = self._register()
@@ -73,6 +82,7 @@ class AgentSession:
                 continue
             self._client = client
             log.info("registered with the agent on %s", self._settings.socket)
+            self._refusals.tell(client)
             client.lost.wait()
             self._reason = "the agent's socket was closed; registering again"
             self._client = None

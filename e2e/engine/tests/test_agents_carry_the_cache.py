@@ -4,14 +4,18 @@ import asyncio
 import itertools
 import time
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from disagg_engine.engine import Engine
+from disagg_engine.refusals import MAX_UNTOLD, Refusals
+from disagg_engine.requests import Bootstrap
 from disagg_engine.server import build_app
 from disagg_engine.settings import Settings
+from disagg_transfer.client import TransferFailed
+from disagg_transfer.contract import Cause, Stage
 from disagg_transfer.local import LocalAgent
 
 ROOMS = itertools.count(2**40)
@@ -252,3 +256,105 @@ async def test_a_component_missing_on_one_side_is_named(built, tmp_path):
             status, answer = await post(decode, pair.body(model.prompt))
     assert (status, answer["error"]["type"]) == (502, "LayoutMismatch")
     assert "mamba.conv" in answer["error"]["message"]
+
+
+async def ask_apart(pair, prompt, *, prefill=None, decode=None):
+    """As `ask`, with something else for one side; both have to answer within 2 s."""
+    body = pair.body(prompt)
+    async with pair.served() as clients, asyncio.timeout(2):
+        bodies = ({**body, **(prefill or {})}, {**body, **(decode or {})})
+        return await asyncio.gather(*map(post, clients, bodies))
+
+
+SIDES = {"prefill": 0, "decode": 1}
+
+
+def check_refused(answers, *, refuser, status, reason):
+    refused, (other_status, answer) = answers if refuser == "prefill" else answers[::-1]
+    assert refused[0] == status
+    assert (other_status, answer["error"]["type"]) == (502, "Aborted"), answer
+    assert reason in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("refuser", SIDES)
+async def test_a_bad_request_on_one_side_ends_the_other(checked, built, refuser):
+    answers = await ask_apart(checked, built(MODEL).prompt, **{refuser: {"n": 2}})
+    reason = f"{refuser} refused the request: n is 2; this engine serves only 1"
+    check_refused(answers, refuser=refuser, status=400, reason=reason)
+
+
+@pytest.mark.parametrize("refuser", SIDES)
+async def test_too_many_requests_on_one_side_end_the_other(checked, built, refuser, monkeypatch):
+    monkeypatch.setattr(getattr(checked, refuser), "_in_flight", 64)
+    answers = await ask_apart(checked, built(MODEL).prompt)
+    reason = f"{refuser} refused the request: 64 requests are in flight"
+    check_refused(answers, refuser=refuser, status=503, reason=reason)
+
+
+@pytest.mark.parametrize("refuser", SIDES)
+async def test_full_pools_on_one_side_end_the_other(checked, built, refuser, monkeypatch):
+    flow = getattr(checked, refuser).flow
+    monkeypatch.setattr(flow, "_settings", replace(flow._settings, queue_timeout_s=0.1))
+    with flow._pools.hold(16 * flow._settings.max_pages, timeout_s=1):
+        answers = await ask_apart(checked, built(MODEL).prompt)
+    reason = f"the {refuser} engine gave up: no free pages of kv"
+    check_refused(answers, refuser=refuser, status=503, reason=reason)
+
+
+@pytest.mark.parametrize("refuser", SIDES)
+async def test_a_side_whose_agent_is_away_tells_once_it_is_back(checked, built, refuser):
+    """Prefill's claim or begin may come long before; registering ends the wait, no deadline."""
+    engine, agent = getattr(checked, refuser), getattr(checked, f"{refuser}_agent")
+    agent.process.kill()
+    agent.process.wait(10)
+    await asyncio.to_thread(wait_until, lambda: engine.trouble is not None, what="it notices")
+    body = checked.body(built(MODEL).prompt)
+    async with checked.served() as clients:
+        asked = [asyncio.create_task(post(client, body)) for client in clients]
+        await asked[SIDES[refuser]]
+        await asyncio.to_thread(agent.restart)
+        await asyncio.to_thread(wait_until, lambda: engine.trouble is None, what="registered")
+        async with asyncio.timeout(3):
+            answers = await asyncio.gather(*asked)
+    reason = f"{refuser} refused the request: "
+    check_refused(answers, refuser=refuser, status=503, reason=reason)
+
+
+def test_untold_refusals_are_bounded_and_outlast_a_lost_agent():
+    class Agent:
+        def __init__(self, *, lost):
+            self.lost, self.heard = lost, []
+
+        def refuse(self, room, *, peer, detail):
+            if self.lost:
+                raise TransferFailed(Cause.ENGINE_LOST, stage=Stage.BOOTSTRAP, detail="gone")
+            self.heard.append((room, peer, detail))
+
+    refusals = Refusals("decode")
+    for room in range(MAX_UNTOLD + 1):
+        refusals.add(Bootstrap(host="p", port=1, room=room), "full")
+    refusals.tell(Agent(lost=True))
+    agent = Agent(lost=False)
+    refusals.tell(agent)
+    assert sorted(room for room, _, _ in agent.heard) == list(range(1, MAX_UNTOLD + 1))
+    assert agent.heard[0][1:] == ("p:1", "decode refused the request: full")
+    refusals.tell(agent)
+    assert len(agent.heard) == MAX_UNTOLD
+
+
+async def test_a_request_lost_with_the_agent_is_not_waited_for(checked, built):
+    """Decode comes late, to a new agent that has never heard of the room."""
+    body, agent = checked.body(built(MODEL).prompt), checked.prefill_agent
+    async with checked.served() as (prefill, decode):
+        asked = asyncio.create_task(post(prefill, body))
+        used = lambda: agent.report().arena.used > 0  # noqa: E731
+        await asyncio.to_thread(wait_until, used, what="prefill has offered")
+        await asyncio.to_thread(agent.restart)
+        status, answer = await asked
+        assert (status, answer["error"]["type"]) == (502, "EngineLost")
+        registered = lambda: agent.report().engine.connected  # noqa: E731
+        await asyncio.to_thread(wait_until, registered, what="registered again")
+        async with asyncio.timeout(3):
+            status, answer = await post(decode, body)
+    assert (status, answer["error"]["type"]) == (502, "Aborted")
+    assert "prefill refused the request: EngineLost" in answer["error"]["message"]

@@ -103,7 +103,7 @@ class LeaseBook:
             self._given_up.put(lease.room, failure, now=self._now())
         elif relay:
             tell(lease.claim.session, room=lease.room, request=lease.claim.request, failure=failure)
-        pod = lease.claim.session.peer.pod if lease.claim else ""
+        pod = lease.claim.session.peer.pod if lease.claim else failure.peer_pod
         self._record(lease.room, failure, pod)
         lease.changed.fire()
 
