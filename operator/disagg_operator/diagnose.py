@@ -1,6 +1,6 @@
 """Why pods are not ready, root cause first: pure."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from disagg_operator import names
 from disagg_operator.api.resource import Deployment
@@ -113,13 +113,21 @@ def _problem(reason: str, message: str, weight: Weight) -> Finding:
 
 def _found(pod: PodRecord, view: AgentView | None) -> Finding:
     """The first cause that applies; each is tried on every container before the next."""
-    causes = (_image, _memory, _config, _crash)
-    for cause in causes:
-        for container in pod.containers:
-            problem = cause(pod, container)
-            if problem is not None:
-                return problem
-    return _placement(pod) or _agent(pod, view) or _starting(pod)
+    return (
+        _first(pod, _image, _memory, _config)
+        or _refused(pod, view)
+        or _first(pod, _crash)
+        or _placement(pod)
+        or _agent(pod, view)
+        or _starting(pod)
+    )
+
+
+def _first(
+    pod: PodRecord, *causes: Callable[[PodRecord, ContainerRecord], Finding | None]
+) -> Finding | None:
+    problems = (cause(pod, container) for cause in causes for container in pod.containers)
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def _image(pod: PodRecord, container: ContainerRecord) -> Finding | None:
@@ -178,6 +186,12 @@ def _placement(pod: PodRecord) -> Finding | None:
         message = f"pod {pod.name} has no node: {pod.unschedulable}"
         return _problem(names.REASON_UNSCHEDULABLE, message, Weight.PLACEMENT)
     return None
+
+
+def _refused(pod: PodRecord, view: AgentView | None) -> Finding | None:
+    """Some engines end when they are refused: that crash is a consequence."""
+    reason = view.report.not_ready_reason if view and view.report else None
+    return _agent(pod, view) if reason == NotReady.ENGINE_REFUSED else None
 
 
 def _agent(pod: PodRecord, view: AgentView | None) -> Finding | None:

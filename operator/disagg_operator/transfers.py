@@ -31,7 +31,7 @@ class Traffic:
 def transfer_status(
     traffic: Traffic, *, state_types: Iterable[str], expected: int
 ) -> TransferStatus:
-    found = sightings(traffic.views)
+    found = sightings(traffic.views, traffic.observed)
     answering = [v.report for v in traffic.views.values() if v.report and not v.error]
     return TransferStatus(
         reporting_agents=len(answering),
@@ -121,14 +121,25 @@ def _mismatch(mismatch: MismatchReport) -> str:
 
 
 def _failing(traffic: Traffic) -> Finding | None:
-    current = next(unhealed(sightings(traffic.views), traffic.views, traffic.observed), None)
-    if current is None:
+    found = sightings(traffic.views, traffic.observed)
+    failing = tuple(unhealed(found, traffic.views, traffic.observed))
+    if not failing:
         return None
+    current = failing[0]
     reason = {
         Cause.TIMEOUT: names.REASON_STATE_TRANSFER_TIMEOUT,
         Cause.LAYOUT_MISMATCH: names.REASON_LAYOUT_MISMATCH,
     }.get(current.failure.cause, names.REASON_STATE_TRANSFER_FAILED)
-    return _unhealthy(reason, told(current), Weight.CONSEQUENCE)
+    others = {one.pair for one in failing if not one.pair.may_be(current.pair)}
+    return _unhealthy(reason, told(current) + _further(len(others)), Weight.CONSEQUENCE)
+
+
+def _further(pairs: int) -> str:
+    if not pairs:
+        return ""
+    return (
+        f"; {pairs} further pair{'s' if pairs > 1 else ''} of pods fail{'' if pairs > 1 else 's'}"
+    )
 
 
 def _unreachable(traffic: Traffic) -> Finding | None:

@@ -95,6 +95,8 @@ class Cause(StrEnum):
     PROTOCOL_ERROR = "ProtocolError"
 
 
+MAX_PAIRS: Final = 256  # of pods, that a report's row of one state type names
+
 STATE_TYPES: Final = ("kv", "mamba", "none", "nsa", "swa")
 STATE_TYPE_ALIASES: Final = {"dsa": "nsa"}  # newer engines say dsa
 
@@ -104,6 +106,7 @@ class NotReady(StrEnum):
 
     STARTING = "Starting"
     ENGINE_NOT_REGISTERED = "EngineNotRegistered"
+    ENGINE_REFUSED = "EngineRefused"
     NO_PEERS = "NoPeers"
     PEERS_NOT_MET = "PeersNotMet"
     LAYOUT_MISMATCH = "LayoutMismatch"
@@ -156,23 +159,43 @@ class FailureReport:
     stage: Stage
     cause: Cause
     component: str | None
-    prefill_pod: str
-    decode_pod: str
     detail: str
     room: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairReport:
+    """What one state type came to between two pods; one is empty when it never said its name."""
+
+    prefill_pod: str
+    decode_pod: str
+    last_success: float | None
+    last_failure: FailureReport | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateTypeReport:
-    """One row; `transfers` and `bytes` count whole components, `failures` includes `timeouts`."""
+    """One row; `transfers` and `bytes` count whole components, `failures` includes `timeouts`.
+    `pairs` are the MAX_PAIRS that something happened to last.
+    """
 
     type: str
     transfers: int
     bytes: int
     timeouts: int
     failures: int
-    last_success: float | None
-    last_failure: FailureReport | None
+    pairs: tuple[PairReport, ...]
+
+    @property
+    def last_success(self) -> float | None:
+        times = (pair.last_success for pair in self.pairs)
+        return max((time for time in times if time is not None), default=None)
+
+    @property
+    def last_failure(self) -> FailureReport | None:
+        told = (pair.last_failure for pair in self.pairs)
+        found = (failure for failure in told if failure is not None)
+        return max(found, key=lambda failure: failure.time, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

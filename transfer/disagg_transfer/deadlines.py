@@ -31,6 +31,27 @@ class Due:
     stage: Stage
     component: str | None = field(compare=False)
 
+    @property
+    def limit_s(self) -> float:
+        return self.at - self.started
+
+
+def overdue(due: Due) -> str:
+    """What has not happened in time, in plain words."""
+    component = f"component {due.component}" if due.component else "the request"
+    words = {
+        Stage.BOOTSTRAP: "the peer was not met",
+        Stage.QUEUE: "the peer, asked for the request, has offered nothing of it",
+        Stage.NOTIFY: f"no offer of {component}",
+        Stage.ALLOCATE: "the arena had no room for the request",
+        Stage.POST: f"NIXL did not take the read of {component}",
+        Stage.WIRE: f"{component} did not arrive whole",
+        Stage.SCATTER: "the engine did not take the request out of the arena and release it",
+    }
+    if due.stage is Stage.WIRE and due.component is None:
+        words[Stage.WIRE] = "everything arrived, but the peer did not confirm that it is valid"
+    return f"{words[due.stage]} within {due.limit_s:g} s"
+
 
 class StageClocks:
     """The running clocks of one request, by stage and component."""

@@ -122,6 +122,15 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """One component is in decode's arena and whole, and others are not yet."""
+
+    room: Room
+    request: RequestId
+    component: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Landed:
     """Every byte is in decode's arena; asks whether the lease held all along."""
 
@@ -163,7 +172,7 @@ class Ping:
 
 HANDSHAKE: Final = Codec((Hello, Welcome, Proof))
 SESSION: Final = Codec(
-    (Layout, EngineGone, Want, Offer, Landed, Confirmed, Release, Failed, Ping),
+    (Layout, EngineGone, Want, Offer, Pulled, Landed, Confirmed, Release, Failed, Ping),
 )
 
 

@@ -62,6 +62,26 @@ def test_a_killed_decode_agent_fails_prefill_within_a_second(tmp_path, rooms, ki
         assert failure_of(pulled, 1).cause == "EngineLost"
 
 
+@pytest.mark.parametrize("killed", ["prefill", "decode"])
+def test_what_had_arrived_is_no_failure_of_its_type_when_an_agent_is_killed(
+    tmp_path, rooms, kit, killed
+):
+    with kit.agents(tmp_path, both={"faults": True}) as pair:
+        pair.prefill.fault("withhold", "mamba")
+        room = next(rooms)
+        pulled = kit.in_thread(pair.pull, room)
+        pair.offer(room, pair.payloads())
+        waiting = kit.in_thread(pair.p.wait_released, room, 10)
+        late = "mamba.conv missing, mamba.temporal missing"
+        kit.until(lambda: [row["components"] for row in pair.decode.transfers()] == [late])
+        kit.until(lambda: "swa pulled" in pair.prefill.transfers()[0]["components"])
+        getattr(pair, killed).process.kill()
+        survivor, call = (pair.decode, pulled) if killed == "prefill" else (pair.prefill, waiting)
+        assert failure_of(call, 2).cause == "PeerLost"
+        failed = {row.type: row.failures for row in survivor.report().state_types}
+        assert failed == {"kv": 0, "mamba": 1, "none": 0, "nsa": 0, "swa": 0}
+
+
 def test_a_frozen_prefill_agent_is_lost_by_its_silence(tmp_path, rooms, kit):
     with kit.agents(tmp_path) as pair:
         room = next(rooms)

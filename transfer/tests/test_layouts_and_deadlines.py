@@ -1,12 +1,13 @@
 """Pure parts: fingerprints, stage clocks, the registry."""
 
 import dataclasses
+import re
 
 import pytest
 
 from disagg_transfer import contract, registry
 from disagg_transfer.contract import Stage
-from disagg_transfer.deadlines import StageClocks, Timeouts
+from disagg_transfer.deadlines import StageClocks, Timeouts, overdue
 from disagg_transfer.errors import UnknownStateTypeError
 from disagg_transfer.layout import compare
 from disagg_transfer.protocol import ComponentLayout, Fingerprint
@@ -76,6 +77,25 @@ def test_a_stage_s_clock_starts_with_the_stage():
     assert clocks.earliest.component == "kv"
     clocks.stop(Stage.NOTIFY, "kv")
     assert (clocks.earliest.stage, clocks.earliest.at) == (Stage.QUEUE, 150)
+
+
+@pytest.mark.parametrize(
+    ("stage", "component", "told"),
+    [
+        ("bootstrap", None, "the peer was not met within 3 s"),
+        ("queue", None, "the peer, asked for the request, has offered nothing of it within 3 s"),
+        ("notify", "kv", "no offer of component kv within 3 s"),
+        ("allocate", None, "the arena had no room for the request within 3 s"),
+        ("post", "kv", "NIXL did not take the read of component kv within 3 s"),
+        ("wire", "kv", "component kv did not arrive whole within 3 s"),
+        ("wire", None, "everything arrived, but the peer did not confirm .* within 3 s"),
+        ("scatter", None, "the engine did not take the request out .* within 3 s"),
+    ],
+)
+def test_a_missed_deadline_says_what_did_not_happen(stage, component, told):
+    clocks = StageClocks()
+    clocks.start(Stage(stage), component, now=100.1, limit_s=3)
+    assert re.fullmatch(told, overdue(clocks.earliest))
 
 
 def test_the_contract_names_what_the_registry_has():

@@ -108,6 +108,24 @@ def test_an_engine_without_a_declared_state_type_is_refused_with_both_lists(pref
         kit.connect(prefill, "prefill", (kit.part("kv"),))
 
 
+def test_a_refusal_is_why_the_agent_is_not_ready_until_an_engine_registers(prefill, kit):
+    kit.until(lambda: not prefill.report().engine.connected)
+    with pytest.raises(RegistrationError):
+        kit.connect(prefill, "prefill", (kit.part("kv"),))
+    report = prefill.report()
+    assert (report.ready, report.not_ready_reason) == (False, "EngineRefused")
+    assert "components are of kv; spec.model.stateTypes" in report.not_ready_message
+    cursor = kit.until(lambda: settled_cursor(prefill, kit))
+    held = kit.in_thread(prefill.get, f"/v1/report?cursor={cursor}&wait_s=20")
+    with pytest.raises(RegistrationError):
+        kit.connect(prefill, "decode", kit.every_type)
+    assert json.loads(held.result(2))["notReadyMessage"].startswith("role: the engine is 'decode'")
+    engine = kit.connect(prefill, "prefill", kit.every_type)
+    kit.until(lambda: prefill.report().ready)
+    engine.close()
+    kit.until(lambda: prefill.report().not_ready_reason == "EngineNotRegistered")
+
+
 def test_an_engine_of_the_other_role_is_refused(prefill, kit):
     with pytest.raises(RegistrationError, match="role: the engine is 'decode'"):
         kit.connect(prefill, "decode", kit.every_type)

@@ -12,6 +12,7 @@ from disagg_transfer.contract import (
     EngineReport,
     FailureReport,
     MismatchReport,
+    PairReport,
     PeerReport,
     PeerState,
     Report,
@@ -27,11 +28,10 @@ FAILURE = FailureReport(
     stage=Stage.NOTIFY,
     cause=Cause.TIMEOUT,
     component=None,
-    prefill_pod="p",
-    decode_pod="d",
     detail="late",
     room=2**63 - 1,
 )
+PAIR = PairReport(prefill_pod="p", decode_pod="d", last_success=None, last_failure=FAILURE)
 REPORT = Report(
     version=1,
     cursor=7,
@@ -63,8 +63,7 @@ REPORT = Report(
             bytes=2,
             timeouts=3,
             failures=4,
-            last_success=None,
-            last_failure=FAILURE,
+            pairs=(PAIR,),
         ),
     ),
     inflight=0,
@@ -79,7 +78,8 @@ def test_a_report_is_read_as_it_was_written():
 
 def test_the_wire_names_are_camel_case():
     value = json.loads(REPORT.to_json())
-    assert value["stateTypes"][0]["lastFailure"]["prefillPod"] == "p"
+    assert value["stateTypes"][0]["pairs"][0]["prefillPod"] == "p"
+    assert value["stateTypes"][0]["pairs"][0]["lastFailure"]["room"] == 2**63 - 1
     assert value["notReadyReason"] == "NoPeers"
     assert value["engine"]["components"][0]["itemBytes"] == 1
 
@@ -90,7 +90,11 @@ def test_the_wire_names_are_camel_case():
         (["cursor"], "7", "report.cursor: '7' is not a int"),
         (["cursor"], True, "report.cursor: True is not a int"),
         (["role"], "both", "report.role: 'both' is not one of prefill, decode"),
-        (["stateTypes", 0, "lastFailure", "cause"], "Bad", r"lastFailure.cause: 'Bad' is not one"),
+        (
+            ["stateTypes", 0, "pairs", 0, "lastFailure", "cause"],
+            "Bad",
+            r"pairs\[0\].lastFailure.cause: 'Bad' is not one",
+        ),
         (["peers"], {}, "report.peers: {} is not a list"),
         (["arena", "free"], 1, "report.arena.free: unknown field"),
         (["version"], 2, "report.version: 2 is not 1"),
@@ -118,6 +122,20 @@ def test_a_missing_field_is_refused_by_name(name):
 def test_what_is_no_report_is_refused(data):
     with pytest.raises(ReportError):
         parse_report(data)
+
+
+def test_a_row_s_newest_success_and_failure_are_those_of_its_pairs():
+    (row,) = REPORT.state_types
+    later = dataclasses.replace(FAILURE, time=9.0)
+    pairs = (
+        dataclasses.replace(PAIR, last_success=3.0, last_failure=later),
+        dataclasses.replace(PAIR, decode_pod="e", last_success=5.0),
+        dataclasses.replace(PAIR, decode_pod="f", last_failure=None),
+    )
+    row = dataclasses.replace(row, pairs=pairs)
+    assert (row.last_success, row.last_failure) == (5.0, later)
+    bare = dataclasses.replace(row, pairs=())
+    assert (bare.last_success, bare.last_failure) == (None, None)
 
 
 def test_a_null_is_read_where_it_may_be():

@@ -12,6 +12,13 @@ def row(agent, state_type):
     return next(row for row in agent.report().state_types if row.type == state_type)
 
 
+def pair_of(agent, state_type):
+    """The row's account of the session's two agents."""
+    (pair,) = (p for p in row(agent, state_type).pairs if p.prefill_pod and p.decode_pod)
+    assert (pair.prefill_pod, pair.decode_pod) == ("prefill", "decode")
+    return pair
+
+
 def test_every_state_type_arrives_byte_for_byte(pair, rooms):
     for _ in range(3):
         arrival = pair.round_trip(next(rooms))
@@ -63,13 +70,10 @@ def test_a_withheld_state_type_times_out_by_its_name(hasty, rooms, kit, state_ty
     with pytest.raises(TransferFailed, match="Timeout in stage notify"):
         hasty.p.wait_released(room, 1)
     for agent in (hasty.decode, hasty.prefill):
-        told = row(agent, state_type)
-        assert told.last_failure.room == room
-        assert told.last_failure.stage == "notify"
-        assert (told.last_failure.prefill_pod, told.last_failure.decode_pod) == (
-            "prefill",
-            "decode",
-        )
+        told = pair_of(agent, state_type).last_failure
+        assert (told.room, told.stage) == (room, "notify")
+        component = next(part.name for part in hasty.parts if part.state_type == state_type)
+        assert told.detail.startswith(f"no offer of component {component} within 1 s; not arrived:")
     after = row(hasty.decode, state_type)
     assert (after.timeouts, after.failures) == (before.timeouts + 1, before.failures + 1)
     others = {"kv", "swa", "nsa", "mamba"} - {state_type}
@@ -78,6 +82,9 @@ def test_a_withheld_state_type_times_out_by_its_name(hasty, rooms, kit, state_ty
     )
     hasty.prefill.fault("lift")
     hasty.round_trip(next(rooms))
+    for agent in (hasty.decode, hasty.prefill):
+        healed = pair_of(agent, state_type)
+        assert healed.last_success > healed.last_failure.time
 
 
 @pytest.mark.parametrize("state_type", ["kv", "swa", "nsa", "mamba"])
@@ -159,6 +166,16 @@ def test_an_offer_whose_extent_is_not_its_items_fails_both_sides(pair, rooms, ki
 def test_expect_must_name_every_registered_component(pair, rooms):
     with pytest.raises(TransferFailed, match="it must name every registered component"):
         pair.pull(next(rooms), {"kv": 3})
+
+
+def test_a_failure_before_any_claim_is_told_of_both_pods_by_prefill_too(pair, rooms):
+    room = next(rooms)
+    pair.offer(room, pair.payloads())
+    with pytest.raises(TransferFailed, match="it must name every registered component"):
+        pair.pull(room, {"kv": 3})
+    with pytest.raises(TransferFailed, match="it must name every registered component"):
+        pair.p.wait_released(room, 5)
+    assert pair_of(pair.prefill, "kv").last_failure.room == room
 
 
 def test_a_room_in_flight_is_not_taken_twice(pair, rooms, kit):

@@ -19,6 +19,7 @@ from disagg_transfer.contract import (
     Cause,
     EngineReport,
     FailureReport,
+    PairReport,
     Report,
     Role,
     Stage,
@@ -199,26 +200,29 @@ def make_report(pod, *, role="decode", incarnation="a", rows=(), **fields):
     return replace(base, **fields)
 
 
-def make_row(state_type, *, transfers=0, timeouts=0, failures=0, success=None, failure=None):
+def make_row(state_type, *pairs, transfers=0, timeouts=0, failures=0):
     return StateTypeReport(
         type=state_type,
         transfers=transfers,
         bytes=transfers * 10,
         timeouts=timeouts,
         failures=failures,
-        last_success=success,
-        last_failure=failure,
+        pairs=pairs,
     )
 
 
-def make_failure(prefill, decode, *, time, stage="notify", cause="Timeout", room=7, detail="5 s"):
+def make_pair(prefill, decode, *, success=None, failure=None):
+    return PairReport(
+        prefill_pod=prefill, decode_pod=decode, last_success=success, last_failure=failure
+    )
+
+
+def make_failure(*, time, stage="notify", cause="Timeout", room=7, detail="5 s"):
     return FailureReport(
         time=time,
         stage=Stage(stage),
         cause=Cause(cause),
         component=None,
-        prefill_pod=prefill,
-        decode_pod=decode,
         detail=detail,
         room=room,
     )
@@ -227,7 +231,7 @@ def make_failure(prefill, decode, *, time, stage="notify", cause="Timeout", room
 @pytest.fixture(scope="session")
 def reported():
     """Builders of agents' reports."""
-    return SimpleNamespace(report=make_report, row=make_row, failure=make_failure)
+    return SimpleNamespace(report=make_report, row=make_row, pair=make_pair, failure=make_failure)
 
 
 @dataclass(kw_only=True)

@@ -9,8 +9,9 @@ from disagg_operator.plan import Delete
 
 
 def timeout(world, reported, *, time, state_type="mamba", room=7, stage="notify", success=None):
-    failure = reported.failure(world.prefill, world.decode, time=time, room=room, stage=stage)
-    row = reported.row(state_type, timeouts=1, failures=1, failure=failure, success=success)
+    failure = reported.failure(time=time, room=room, stage=stage)
+    pair = reported.pair(world.prefill, world.decode, success=success, failure=failure)
+    row = reported.row(state_type, pair, timeouts=1, failures=1)
     world.tell(reported.report(world.decode, rows=[row]))
 
 
@@ -88,10 +89,12 @@ def test_gate_admits_one_per_minute_unless_the_identity_changes(calm, world, rep
 
 
 def test_traffic_alone_may_wait_and_failures_may_not(calm, world, reported):
-    world.tell(reported.report(world.decode, rows=[reported.row("kv", success=world.now)]))
+    pair = reported.pair(world.prefill, world.decode, success=world.now)
+    world.tell(reported.report(world.decode, rows=[reported.row("kv", pair)]))
     healthy = world.status()
     assert change_of(calm, healthy) is Change.NEWS, "the condition changed"
-    moved = reported.row("kv", transfers=5, success=world.now + 5)
+    pair = reported.pair(world.prefill, world.decode, success=world.now + 5)
+    moved = reported.row("kv", pair, transfers=5)
     world.tell(reported.report(world.decode, rows=[moved]))
     busy = world.status()
     assert change_of(healthy, busy) is Change.COUNTERS

@@ -96,16 +96,15 @@ def test_unschedulable_pod_gives_the_schedulers_words(world):
     assert "Insufficient nvidia.com/gpu" in condition.message
 
 
-def agent_says(world, pod_statuses, reported, reason):
-    pod = world.pod(world.decode)
+def agent_says(world, pod_statuses, reported, reason, *, pod=None):
+    name = pod or world.decode
+    pod = world.pod(name)
     pod["status"]["conditions"][1]["status"] = "False"
     pod["status"]["initContainerStatuses"] = [
         pod_statuses["container"]("transfer-agent", ready=False)
     ]
     world.tell(
-        reported.report(
-            world.decode, ready=False, not_ready_reason=reason, not_ready_message="the details"
-        )
+        reported.report(name, ready=False, not_ready_reason=reason, not_ready_message="the details")
     )
 
 
@@ -119,6 +118,23 @@ def test_agent_that_is_not_ready_gives_its_own_reason(world, pod_statuses, repor
 def test_agent_that_waits_for_its_engine_is_an_engine_that_starts(world, pod_statuses, reported):
     agent_says(world, pod_statuses, reported, "EngineNotRegistered")
     assert world.condition(names.DECODE_READY).reason == "EngineStarting"
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("crashes", [False, True])
+def test_refused_engine_is_told_by_pod_and_refusal_even_if_it_ends_of_it(
+    world, pod_statuses, reported, role, crashes
+):
+    name = getattr(world, role)
+    agent_says(world, pod_statuses, reported, "EngineRefused", pod=name)
+    state = {"state": waiting("CrashLoopBackOff"), "lastState": ended(1), "restartCount": 1}
+    world.pod(name)["status"]["containerStatuses"] = [
+        pod_statuses["container"]("engine", ready=False, **(state if crashes else {}))
+    ]
+    kind = {"prefill": names.PREFILL_READY, "decode": names.DECODE_READY}[role]
+    condition = world.condition(kind)
+    assert condition.reason == "AgentNotReady"
+    assert f"agent of pod {name} is not ready: EngineRefused: the details" in condition.message
 
 
 def test_missing_pod_is_told(world):

@@ -318,8 +318,9 @@ async def test_status_of_a_timeout_is_there_within_a_second(ready, agents, repor
         return (await ready.status())["transfer"]["reportingAgents"] == 2
 
     await until(reporting, what="both agents report")
-    failure = reported.failure(prefill.pod, decode.pod, time=time.time())
-    row = reported.row("mamba", timeouts=1, failures=1, failure=failure)
+    failure = reported.failure(time=time.time())
+    pair = reported.pair(prefill.pod, decode.pod, failure=failure)
+    row = reported.row("mamba", pair, timeouts=1, failures=1)
     decode.tell(reported.report(decode.pod, rows=[row], cursor=2))
     told_at = time.monotonic()
 
@@ -337,9 +338,8 @@ async def test_status_of_a_timeout_is_there_within_a_second(ready, agents, repor
         return (await ready.events()).get("TransferTimeout")
 
     assert "mamba" in await until(told, what="the Event")
-    healed = reported.row(
-        "mamba", transfers=1, timeouts=1, failures=1, success=time.time() + 1, failure=failure
-    )
+    pair = reported.pair(prefill.pod, decode.pod, success=time.time() + 1, failure=failure)
+    healed = reported.row("mamba", pair, transfers=1, timeouts=1, failures=1)
     decode.tell(reported.report(decode.pod, rows=[healed], cursor=3))
     await until(ready.is_ready, what="Ready again")
 

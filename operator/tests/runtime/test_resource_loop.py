@@ -226,7 +226,8 @@ async def test_unchanged_status_is_not_written(publisher, gateway, world):
 
 async def test_counters_wait_for_the_floor_and_news_does_not(publisher, gateway, world, reported):
     def moved(count):
-        row = reported.row("kv", transfers=count, success=world.now)
+        pair = reported.pair(world.prefill, world.decode, success=world.now)
+        row = reported.row("kv", pair, transfers=count)
         world.tell(reported.report(world.decode, rows=[row]))
         return world.status()
 
@@ -239,8 +240,9 @@ async def test_counters_wait_for_the_floor_and_news_does_not(publisher, gateway,
     world.now += 1.5
     assert await publisher.publish(second, previous=first) is None
     assert len(gateway.statuses) == 2
-    failure = reported.failure(world.prefill, world.decode, time=world.now)
-    row = reported.row("kv", transfers=2, failures=1, timeouts=1, failure=failure)
+    failure = reported.failure(time=world.now)
+    pair = reported.pair(world.prefill, world.decode, failure=failure)
+    row = reported.row("kv", pair, transfers=2, failures=1, timeouts=1)
     world.tell(reported.report(world.decode, rows=[row]))
     assert await publisher.publish(world.status(), previous=second) is None
     assert len(gateway.statuses) == 3
@@ -256,8 +258,9 @@ async def test_own_write_counts_before_the_watch_shows_it(publisher, world):
 
 
 async def test_status_read_back_is_the_status_written(publisher, world, reported):
-    failure = reported.failure(world.prefill, world.decode, time=world.now)
-    world.tell(reported.report(world.decode, rows=[reported.row("kv", failure=failure)]))
+    failure = reported.failure(time=world.now)
+    pair = reported.pair(world.prefill, world.decode, failure=failure)
+    world.tell(reported.report(world.decode, rows=[reported.row("kv", pair)]))
     status = world.status()
     assert publisher.previous(status_object(status, resource=TINY)) == status
 

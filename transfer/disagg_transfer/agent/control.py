@@ -124,17 +124,24 @@ class Dialer:
             except TimeoutError:
                 continue
 
-    async def obstacle(self, peer: str) -> TransferFailed:
-        """Why `reach` has not returned by now."""
+    async def obstacle(self, peer: str, *, within_s: float) -> TransferFailed:
+        """Why `reach` has not returned within that time."""
         found = await _resolve(parse_address(peer))
         links = [self._links[address] for address in found if address in self._links]
         if not links:
-            return _failed(Cause.PEER_UNREACHABLE, f"{peer} does not resolve to an address")
+            return _failed(
+                Cause.PEER_UNREACHABLE,
+                f"{peer} did not resolve to an address within {within_s:g} s",
+            )
         link = links[0]
         if link.session is None:
-            return _failed(Cause.PEER_UNREACHABLE, f"{link.address}: {link.error}")
+            return _failed(
+                Cause.PEER_UNREACHABLE,
+                f"{link.address} not met within {within_s:g} s: {link.error}",
+            )
         what = "NIXL has not taken its metadata" if link.session.layout else "no engine registered"
-        return _failed(Cause.TIMEOUT, f"{link.address} is up, but {what}", link.session.peer.pod)
+        detail = f"{link.address} is up, but {what} within {within_s:g} s"
+        return _failed(Cause.TIMEOUT, detail, link.session.peer.pod)
 
     def reports(self) -> tuple[PeerReport, ...]:
         """Links without a session; those with one are in `Peers.reports`."""

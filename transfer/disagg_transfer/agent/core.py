@@ -64,6 +64,7 @@ class Agent:
         self._faults = Faults(settings.fault_switch)
         self._storage = Storage(memory)
         self._engine: Engine | None = None
+        self._refusal = ""  # why the newest engine was not taken; empty once one is
         self._started = False
         self._peers = Peers(
             self._us,
@@ -165,7 +166,7 @@ class Agent:
     # -- the engine comes and goes
 
     def engine_registered(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine, self._refusal = engine, ""
         _log.info("engine registered: epoch %d, %s", engine.epoch, sorted(engine.parts))
         self._desk.engine_registered(engine)
         self._outcomes.announce(engine.state_types)
@@ -175,6 +176,10 @@ class Agent:
         self._engine = None
         self._desk.engine_lost()
         self._peers.engine_lost(engine)
+
+    def engine_refused(self, detail: str) -> None:
+        self._refusal = detail
+        self._changes.touch()
 
     # -- the report
 
@@ -235,10 +240,15 @@ class Agent:
         if share > MAX_UNSETTLED_SHARE:
             return NotReady.ARENA_QUARANTINED, f"{share:.0%} of the arena is unsettled"
         if self._engine is None:
-            return NotReady.ENGINE_NOT_REGISTERED, "no engine has registered on the socket"
+            return self._engine_awaited()
         if self._us.role is Role.PREFILL:
             return None, None
         return self._met()
+
+    def _engine_awaited(self) -> tuple[NotReady, str]:
+        if self._refusal:
+            return NotReady.ENGINE_REFUSED, self._refusal
+        return NotReady.ENGINE_NOT_REGISTERED, "no engine has registered on the socket"
 
     def _met(self) -> tuple[NotReady | None, str | None]:
         mismatches = self._peers.mismatches

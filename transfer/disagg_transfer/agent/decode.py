@@ -9,7 +9,7 @@ from typing import Any
 from disagg_transfer.accounting import Part
 from disagg_transfer.agent.engine import Engine, Sight
 from disagg_transfer.agent.metrics import Metrics
-from disagg_transfer.agent.outcomes import Outcomes
+from disagg_transfer.agent.outcomes import Outcomes, Pods
 from disagg_transfer.agent.pull import Pull, Tools
 from disagg_transfer.agent.refusals import Refusals
 from disagg_transfer.agent.relay import heard, misuse, refused, restaged
@@ -122,7 +122,7 @@ class Decode:
         finally:
             if not pull.arrived:
                 del self._rooms[call.room]
-        self._arrived(call.room, room)
+        self._arrived(room)
         return _answer(call, pull)
 
     def _parts(self, expect: Mapping[str, int]) -> dict[str, Part]:
@@ -144,22 +144,27 @@ class Decode:
             for name, items in expect.items()
         }
 
-    def _arrived(self, number: int, room: _Room) -> None:
+    def _arrived(self, room: _Room) -> None:
         loop = asyncio.get_running_loop()
         limit_s = self._tools.timeouts.limit(Stage.SCATTER)
         room.arrived = True
-        room.scatter_clock = loop.call_later(limit_s, self._scatter_late, number, room, limit_s)
+        room.scatter_clock = loop.call_later(limit_s, self._scatter_late, room, limit_s)
         for part in room.pull.ledger.parts.values():
-            self._outcomes.succeeded(part.state_type, part.nbytes)
+            self._outcomes.succeeded(
+                part.state_type,
+                nbytes=part.nbytes,
+                pods=Pods(prefill=room.pull.peer_pod, decode=self._pod),
+            )
         if room.pull.first_offer_at is not None:
             self._metrics.seconds.observe(loop.time() - room.pull.first_offer_at)
 
-    def _scatter_late(self, number: int, room: _Room, limit_s: float) -> None:
+    def _scatter_late(self, room: _Room, limit_s: float) -> None:
         """Too late; but the engine may still read, so the bytes stay until it says otherwise."""
         room.failure = TransferFailed(
             Cause.TIMEOUT,
             stage=Stage.SCATTER,
-            detail=f"the engine did not release room {number} within {limit_s:g} s",
+            detail="the engine did not take the request out of the arena and release it "
+            f"within {limit_s:g} s",
             peer_pod=room.pull.peer_pod,
         )
         room.pull.tell(room.failure)
@@ -205,13 +210,14 @@ class Decode:
             self._record(room.pull, failure)
 
     def _record(self, pull: Pull, failure: TransferFailed) -> None:
+        """What arrived whole made it, unless all of it did: then nobody could use it."""
         late = pull.ledger.outstanding or tuple(pull.ledger.parts.values())
+        prefill_pod = pull.peer_pod or failure.peer_pod or pull.peer
         self._outcomes.failed(
             failure,
             room=pull.room,
             state_types={part.state_type for part in late},
-            prefill_pod=pull.peer_pod or failure.peer_pod or pull.peer,
-            decode_pod=self._pod,
+            pods=Pods(prefill=prefill_pod, decode=self._pod),
         )
 
     # -- prefill agents

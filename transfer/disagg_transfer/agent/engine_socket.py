@@ -51,6 +51,8 @@ class Registrar(Protocol):
 
     def engine_lost(self, engine: Engine) -> None: ...
 
+    def engine_refused(self, detail: str) -> None: ...
+
 
 class EngineSocket:
     def __init__(
@@ -94,9 +96,9 @@ class EngineSocket:
     ) -> None:
         _log.error("refused an engine: %s", error)
         unknown = isinstance(error, UnknownStateTypeError)
-        rejected = Rejected(
-            call=register.call, unknown_state_type=unknown, detail=str(error)[:2048]
-        )
+        detail = str(error)[:2048]
+        rejected = Rejected(call=register.call, unknown_state_type=unknown, detail=detail)
+        self._registrar.engine_refused(detail)
         writer.write(frame(ANSWERS.encode(rejected)))
         writer.close()
 

@@ -34,7 +34,8 @@ class Lease:
     moved_at: float  # when it last got anywhere
     written: dict[int, Span] = field(default_factory=dict)  # the engine writes here
     held: list[Held] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)  # components offered
+    pulled: set[str] = field(default_factory=set)  # components that decode has whole
     next_index: int = 0
     last_offered: bool = False
     claim: Claim | None = None

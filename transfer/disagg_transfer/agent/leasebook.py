@@ -1,11 +1,12 @@
 """Every lease of a prefill agent, the claims that came early, and how each of them ends."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Final
 
 from disagg_transfer.agent.engine import Engine
 from disagg_transfer.agent.lease import Claim, Lease
-from disagg_transfer.agent.outcomes import Outcomes
+from disagg_transfer.agent.outcomes import Outcomes, Pods
 from disagg_transfer.agent.relay import misuse, restaged, tell
 from disagg_transfer.agent.session import Session
 from disagg_transfer.agent.storage import Storage
@@ -104,7 +105,7 @@ class LeaseBook:
         elif relay:
             tell(lease.claim.session, room=lease.room, request=lease.claim.request, failure=failure)
         pod = lease.claim.session.peer.pod if lease.claim else failure.peer_pod
-        self._record(lease.room, failure, pod)
+        self._record(lease.room, failure, pod, pulled=lease.pulled)
         lease.changed.fire()
 
     def fail_claim(
@@ -185,13 +186,21 @@ class LeaseBook:
         detail = f"the engine of prefill pod {self._pod} is not connected to its agent"
         return TransferFailed(Cause.ENGINE_LOST, stage=stage, detail=detail)
 
-    def _record(self, room: int, failure: TransferFailed, decode_pod: str) -> None:
+    def _record(
+        self,
+        room: int,
+        failure: TransferFailed,
+        decode_pod: str,
+        *,
+        pulled: Collection[str] = (),
+    ) -> None:
+        parts = self.engine.parts if self.engine else {}
+        late = (parts.keys() - pulled) or parts.keys()  # as decode counts: see its own _record
         self._outcomes.failed(
             failure,
             room=room,
-            state_types=self.engine.state_types if self.engine else (),
-            prefill_pod=self._pod,
-            decode_pod=decode_pod,
+            state_types={parts[name].state_type for name in late},
+            pods=Pods(prefill=self._pod, decode=decode_pod),
         )
 
     def _sweep(self, now: float) -> None:

@@ -1,15 +1,29 @@
-"""What became of requests: a row per state type, and the cursor that moves when one changes."""
+"""What became of requests, by state type and pair of pods, and the cursor that moves with it."""
 
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.pulse import Pulse
-from disagg_transfer.contract import Cause, FailureReport, StateTypeReport
+from disagg_transfer.contract import (
+    MAX_PAIRS,
+    Cause,
+    FailureReport,
+    PairReport,
+    StateTypeReport,
+)
 from disagg_transfer.errors import TransferFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pods:
+    """The two ends of a transfer."""
+
+    prefill: str
+    decode: str
 
 
 @dataclass(slots=True)
@@ -18,8 +32,20 @@ class _Row:
     bytes: int = 0
     timeouts: int = 0
     failures: int = 0
-    last_success: float | None = None
-    last_failure: FailureReport | None = None
+    pairs: dict[Pods, PairReport] = field(default_factory=dict)  # newest last
+
+    def note(
+        self, pods: Pods, *, success: float | None = None, failure: FailureReport | None = None
+    ) -> None:
+        known = self.pairs.pop(pods, None)
+        self.pairs[pods] = PairReport(
+            prefill_pod=pods.prefill,
+            decode_pod=pods.decode,
+            last_success=success or (known.last_success if known else None),
+            last_failure=failure or (known.last_failure if known else None),
+        )
+        if len(self.pairs) > MAX_PAIRS:
+            del self.pairs[next(iter(self.pairs))]
 
 
 class Outcomes:
@@ -35,11 +61,11 @@ class Outcomes:
         self._metrics.announce(names)
         self._changes.touch()
 
-    def succeeded(self, state_type: str, nbytes: int) -> None:
+    def succeeded(self, state_type: str, *, nbytes: int, pods: Pods) -> None:
         row = self._rows.setdefault(state_type, _Row())
         row.transfers += 1
         row.bytes += nbytes
-        row.last_success = time.time()
+        row.note(pods, success=time.time())
         self._metrics.transfers.labels(state_type).inc()
         self._metrics.bytes.labels(state_type).inc(nbytes)
         self._changes.touch()
@@ -50,8 +76,7 @@ class Outcomes:
         *,
         room: int,
         state_types: Iterable[str],
-        prefill_pod: str,
-        decode_pod: str,
+        pods: Pods,
     ) -> None:
         """One failure, in the rows of the state types that did not make it."""
         told = FailureReport(
@@ -59,18 +84,16 @@ class Outcomes:
             stage=failure.stage,
             cause=failure.cause,
             component=failure.component,
-            prefill_pod=prefill_pod,
-            decode_pod=decode_pod,
             detail=failure.detail,
             room=room,
         )
         for name in sorted({failure.state_type} if failure.state_type else set(state_types)):
-            self._count(name, failure)
-            self._rows[name].last_failure = told
+            row = self._rows.setdefault(name, _Row())
+            row.note(pods, failure=told)
+            self._count(name, row, failure)
         self._changes.touch()
 
-    def _count(self, state_type: str, failure: TransferFailed) -> None:
-        row = self._rows.setdefault(state_type, _Row())
+    def _count(self, state_type: str, row: _Row, failure: TransferFailed) -> None:
         row.failures += 1
         self._metrics.failures.labels(state_type, failure.cause.value).inc()
         if failure.cause is Cause.TIMEOUT:
@@ -86,8 +109,9 @@ class Outcomes:
                 bytes=row.bytes,
                 timeouts=row.timeouts,
                 failures=row.failures,
-                last_success=row.last_success,
-                last_failure=row.last_failure,
+                pairs=tuple(
+                    sorted(row.pairs.values(), key=lambda pair: (pair.prefill_pod, pair.decode_pod))
+                ),
             )
             for name, row in sorted(self._rows.items())
         )

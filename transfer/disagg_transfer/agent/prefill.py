@@ -15,7 +15,7 @@ from disagg_transfer.agent.engine import Engine, Sight
 from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.lease import Claim, Held, Lease
 from disagg_transfer.agent.leasebook import LeaseBook
-from disagg_transfer.agent.outcomes import Outcomes
+from disagg_transfer.agent.outcomes import Outcomes, Pods
 from disagg_transfer.agent.relay import heard, misuse, refused, tell, told_differences
 from disagg_transfer.agent.session import Session
 from disagg_transfer.agent.storage import Storage
@@ -35,8 +35,9 @@ from disagg_transfer.engine_messages import (
     Reserved,
 )
 from disagg_transfer.errors import ArenaFull, TransferFailed
-from disagg_transfer.protocol import Confirmed, Failed, Landed, Offer, Release, Want
+from disagg_transfer.protocol import Confirmed, Failed, Landed, Offer, Pulled, Release, Want
 
+Act = Callable[[Lease, Claim], None]
 _NO_REQUEST: Final = bytes(16)
 
 
@@ -51,7 +52,7 @@ class Prefill:
         timeouts: Timeouts,
         integrity: Integrity,
     ) -> None:
-        self._storage, self._outcomes = storage, outcomes
+        self._pod, self._storage, self._outcomes = pod, storage, outcomes
         self._faults, self._integrity = faults, integrity
         self._book = LeaseBook(pod=pod, storage=storage, outcomes=outcomes, timeouts=timeouts)
 
@@ -68,7 +69,10 @@ class Prefill:
                 state=lease.state,
                 peer_pod=lease.claim.session.peer.pod if lease.claim else "",
                 age_s=now - lease.begun_at,
-                components=", ".join(sorted(lease.seen)),
+                components=", ".join(
+                    f"{name} pulled" if name in lease.pulled else name
+                    for name in sorted(lease.seen)
+                ),
             )
             for lease in self._book.leases
         )
@@ -207,6 +211,11 @@ class Prefill:
         match message:
             case Want():
                 self._wanted(session, message)
+            case Pulled():
+                component = {message.component}
+                self._with_lease(
+                    session, message, lambda lease, _: lease.pulled.update(component & lease.seen)
+                )
             case Landed():
                 self._with_lease(session, message, self._landed)
             case Release():
@@ -242,9 +251,7 @@ class Prefill:
         if lease.claim is not None and not self._faults.withholds(held.state_type):
             lease.claim.session.send(replace(held.offer, request=lease.claim.request))
 
-    def _with_lease(
-        self, session: Session, message: Landed | Release, act: Callable[[Lease, Claim], None]
-    ) -> None:
+    def _with_lease(self, session: Session, message: Pulled | Landed | Release, act: Act) -> None:
         """Act on a live lease of this very request; a stale Landed is told that it is stale."""
         lease = self._book.find(message.room)
         claim = lease.claim if lease else None
@@ -262,6 +269,7 @@ class Prefill:
             claim.session.close(f"Landed for room {lease.room} in state {lease.state}")
             return
         lease.landed, lease.moved_at = True, asyncio.get_running_loop().time()
+        lease.pulled.update(lease.seen)
         for held in lease.held:
             self._storage.free(held.span)
         claim.session.send(Confirmed(room=lease.room, request=claim.request))
@@ -271,8 +279,9 @@ class Prefill:
             claim.session.close(f"Release for room {lease.room} in state {lease.state}")
             return
         lease.released = True
+        pods = Pods(prefill=self._pod, decode=claim.session.peer.pod)
         for held in lease.held:
-            self._outcomes.succeeded(held.state_type, held.span.nbytes)
+            self._outcomes.succeeded(held.state_type, nbytes=held.span.nbytes, pods=pods)
         lease.changed.fire()
 
     def _told_failed(self, session: Session, message: Failed) -> None:

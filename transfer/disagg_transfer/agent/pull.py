@@ -18,10 +18,10 @@ from disagg_transfer.agent.session import Session
 from disagg_transfer.agent.storage import Storage
 from disagg_transfer.arena import Span
 from disagg_transfer.contract import Cause, Integrity, Stage
-from disagg_transfer.deadlines import Due, StageClocks, Timeouts
+from disagg_transfer.deadlines import Due, StageClocks, Timeouts, overdue
 from disagg_transfer.errors import TransferFailed
 from disagg_transfer.lane import Lane, Read, ReadEvent
-from disagg_transfer.protocol import Confirmed, Landed, Layout, Offer, Want
+from disagg_transfer.protocol import Confirmed, Landed, Layout, Offer, Pulled, Want
 
 # The control connection of a killed peer closes within this of NIXL's own error.
 _LOSS_GRACE_S: Final = 0.3
@@ -279,8 +279,10 @@ class Pull:
     def _arrived(self, component: str) -> None:
         self._clocks.stop(Stage.WIRE, component)
         self.ledger.arrived(component)
-        if self.ledger.complete and not self._landed:
-            assert self.session is not None
+        assert self.session is not None
+        if not self.ledger.complete:
+            self.session.send(Pulled(room=self.room, request=self.request, component=component))
+        elif not self._landed:
             self._landed = True
             self._start(Stage.WIRE)
             self.session.send(Landed(room=self.room, request=self.request))
@@ -304,13 +306,12 @@ class Pull:
 
     async def _late(self, due: Due) -> TransferFailed:
         if due.stage is Stage.BOOTSTRAP:
-            return await self._tools.dialer.obstacle(self.peer)
+            return await self._tools.dialer.obstacle(self.peer, within_s=due.limit_s)
         part = self.ledger.parts.get(due.component or "")
         missing = ", ".join(part.component for part in self.ledger.outstanding)
-        what = f"component {due.component}" if due.component else "the request"
         return self._failure(
             Cause.ARENA_FULL if due.stage is Stage.ALLOCATE else Cause.TIMEOUT,
-            f"{what}: {due.at - due.started:g} s are over; not arrived: {missing or 'nothing'}",
+            overdue(due) + (f"; not arrived: {missing}" if missing else ""),
             stage=due.stage,
             component=due.component,
             state_type=part.state_type if part else None,
