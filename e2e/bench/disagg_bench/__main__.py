@@ -7,6 +7,7 @@ be made, or a payload that came out wrong, does.
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,8 @@ Measurement = Callable[[], Iterator[Row]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = _parse(argv)
+    # Ended by a signal, the agents are ended too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     os.environ.update(TRANSPORT)  # before any NIXL agent, here or in a child
     table = Table(name_width=_NAME_WIDTH)
     rows: list[Row] = []
