@@ -125,3 +125,25 @@ def test_rooms_given_up_are_bounded_in_number_and_age():
     assert stones.take(0) is None
     stones.sweep(MAX_ROOMS + 5)
     assert list(stones) == list(range(MAX_ROOMS - 5, MAX_ROOMS + 1))
+
+
+def test_a_pull_from_a_pod_whose_engine_is_away_fails_soon(pair, rooms, kit):
+    pair.p.close()
+    kit.until(lambda: not pair.prefill.report().engine.connected)
+    failure = failure_of(pair.pull, next(rooms), within_s=5.0)  # grace 1 s, one look each second
+    assert (failure.cause, failure.stage) == ("EngineLost", "bootstrap")
+    assert "no engine is registered with the agent of prefill pod prefill" in failure.detail
+    pair.p = kit.connect(pair.prefill, "prefill", pair.parts)
+    pair.round_trip(next(rooms))
+
+
+def test_offers_fail_soon_while_no_decode_engine_is_there(pair, rooms, kit):
+    pair.d.close()
+    kit.until(lambda: not pair.decode.report().engine.connected)
+    room = next(rooms)
+    pair.offer(room, pair.payloads())
+    failure = failure_of(pair.p.wait_released, room, 20, within_s=8.0)  # 5 s, swept each 0.25 s
+    assert (failure.cause, failure.stage) == ("EngineLost", "queue")
+    assert "no decode engine" in failure.detail
+    pair.d = kit.connect(pair.decode, "decode", pair.parts)
+    pair.round_trip(next(rooms))

@@ -12,6 +12,10 @@ _DNS_PORTS = (("dns", "UDP"), ("dns-tcp", "TCP"))
 
 def system_objects() -> dict[str, Mapping[str, Any]]:
     """API path -> intent."""
+    return {**_dns_access(), **_dns_service()}
+
+
+def _dns_access() -> dict[str, Mapping[str, Any]]:
     return {
         f"{_RBAC}/clusterroles/system:coredns": {
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -47,6 +51,11 @@ def system_objects() -> dict[str, Mapping[str, Any]]:
                 }
             ],
         },
+    }
+
+
+def _dns_service() -> dict[str, Mapping[str, Any]]:
+    return {
         f"/api/v1/{_SYSTEM}/services/kube-dns": {
             "apiVersion": "v1",
             "kind": "Service",

@@ -18,6 +18,7 @@ from disagg_transfer.settings import Address, parse_address
 
 MAX_STRANGERS: Final = 64  # connections that have not proved themselves yet
 RESOLVE_S: Final = 1.0
+ENGINE_GRACE_S: Final = 1.0  # a new session hears of the peer's engine within this
 BACK_OFF_S: Final = (0.2, 0.5, 1.0, 2.0)
 KEEP_WANTED_S: Final = 60.0  # an address only a request named is dialed on for this long
 
@@ -101,7 +102,11 @@ class Dialer:
                     link.task.cancel()
 
     async def reach(self, peer: str) -> Session:
-        """A session that may carry requests; waits for one without limit."""
+        """A session that may carry requests; waits for one without limit.
+
+        Not for an engine that is not there: its copy of the request is lost, so nobody would
+        ever begin the room.
+        """
         return await self._find(peer, _usable)
 
     async def meet(self, peer: str) -> Session:
@@ -217,6 +222,12 @@ def _open(link: _Link) -> Session | None:
 
 def _usable(link: _Link) -> Session | None:
     session = _open(link)
+    if session is not None and session.layout is None:
+        now = asyncio.get_running_loop().time()
+        if now - session.vacant_since > ENGINE_GRACE_S:
+            pod = session.peer.pod
+            detail = f"no engine is registered with the agent of prefill pod {pod}"
+            raise _failed(Cause.ENGINE_LOST, detail, pod)
     if session is not None and session.differences:
         raise told_differences(session)
     return session if session is not None and session.usable else None

@@ -94,6 +94,7 @@ class Agent:
                 faults=self._faults,
                 timeouts=settings.timeouts,
                 integrity=settings.integrity,
+                decoders=lambda: any(session.layout for session in self._peers.sessions),
             )
         tools = Tools(
             lane=self._lane,

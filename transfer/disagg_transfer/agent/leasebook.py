@@ -1,7 +1,7 @@
 """Every lease of a prefill agent, the claims that came early, and how each of them ends."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from disagg_transfer.agent.engine import Engine
@@ -27,13 +27,21 @@ _CLAIMED_STAGES: Final = (
     Stage.SCATTER,
 )
 _GRACE_S: Final = 5.0  # decode, which owns these deadlines, tells first
+# Decode gets its copy of a request with prefill's, and its agent has met this one long before.
+_ALONE_S: Final = 5.0
 
 
 class LeaseBook:
     def __init__(
-        self, *, pod: str, storage: Storage, outcomes: Outcomes, timeouts: Timeouts
+        self,
+        *,
+        pod: str,
+        storage: Storage,
+        outcomes: Outcomes,
+        timeouts: Timeouts,
+        decoders: Callable[[], bool],  # whether any decode engine is behind a session
     ) -> None:
-        self._pod, self._storage = pod, storage
+        self._pod, self._storage, self._decoders = pod, storage, decoders
         self._outcomes, self._timeouts = outcomes, timeouts
         self.engine: Engine | None = None
         self._leases: dict[int, Lease] = {}
@@ -214,13 +222,20 @@ class LeaseBook:
 
     def _patience(self, lease: Lease) -> tuple[float, TransferFailed]:
         if lease.claim is None:
-            limit = self._timeouts.limit(Stage.QUEUE)
-            detail = f"offered, and no decode agent claimed the room within {limit:g} s"
-            return limit, TransferFailed(Cause.TIMEOUT, stage=Stage.QUEUE, detail=detail)
+            return self._unclaimed()
         limit = sum(self._timeouts.limit(stage) for stage in _CLAIMED_STAGES) + _GRACE_S
         detail = f"decode has neither taken it nor failed within {limit:g} s"
         pod = lease.claim.session.peer.pod
         return limit, TransferFailed(Cause.TIMEOUT, stage=lease.stage, detail=detail, peer_pod=pod)
+
+    def _unclaimed(self) -> tuple[float, TransferFailed]:
+        limit = min(self._timeouts.limit(stage) for stage in (Stage.BOOTSTRAP, Stage.QUEUE))
+        if not self._decoders():
+            limit = min(limit, _ALONE_S)
+            detail = f"offered, and no decode engine has been there to claim it for {limit:g} s"
+            return limit, TransferFailed(Cause.ENGINE_LOST, stage=Stage.QUEUE, detail=detail)
+        detail = f"offered, and no decode agent claimed the room within {limit:g} s"
+        return limit, TransferFailed(Cause.TIMEOUT, stage=Stage.QUEUE, detail=detail)
 
     @staticmethod
     def _now() -> float:

@@ -114,7 +114,7 @@ class Peers:
         if isinstance(message, Layout):
             self._met(session, message)
         elif isinstance(message, EngineGone):
-            session.layout, session.differences = None, ()
+            session.vacate()
             if self.desk is not None:
                 self.desk.on_peer_engine_lost(session)
             self._notice()

@@ -51,10 +51,13 @@ class Prefill:
         faults: Faults,
         timeouts: Timeouts,
         integrity: Integrity,
+        decoders: Callable[[], bool],
     ) -> None:
         self._pod, self._storage, self._outcomes = pod, storage, outcomes
         self._faults, self._integrity = faults, integrity
-        self._book = LeaseBook(pod=pod, storage=storage, outcomes=outcomes, timeouts=timeouts)
+        self._book = LeaseBook(
+            pod=pod, storage=storage, outcomes=outcomes, timeouts=timeouts, decoders=decoders
+        )
 
     @property
     def inflight(self) -> int:

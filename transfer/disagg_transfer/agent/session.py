@@ -49,7 +49,8 @@ class Session:
         outgoing: Seal,
     ) -> None:
         self.peer = peer
-        self.layout: Layout | None = None
+        self.layout: Layout | None = None  # of the peer's engine; None while none is registered
+        self.vacant_since = asyncio.get_running_loop().time()
         self.differences: tuple[Difference, ...] = ()
         self.fabric_loaded = False
         self.ended = asyncio.Event()
@@ -64,6 +65,11 @@ class Session:
     @property
     def fabric_name(self) -> str:
         return fabric_name(self.peer)
+
+    def vacate(self) -> None:
+        """The peer's engine has gone."""
+        self.layout, self.differences = None, ()
+        self.vacant_since = asyncio.get_running_loop().time()
 
     @property
     def usable(self) -> bool:
