@@ -19,6 +19,8 @@ NODE_PACKAGES = {
 }
 IMAGE_PACKAGES = {
     "buildah": "buildah",
+    # Only recommended by buildah, which yet makes no container without it.
+    "/usr/lib/podman/netavark": "netavark",
     "debootstrap": "debootstrap",
     "skopeo": "skopeo",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
