@@ -24,10 +24,10 @@ from disagg_cluster.layout import Layout, cache_directory, repository_root
 from disagg_cluster.machine import require_root
 from disagg_cluster.packages import IMAGE_PACKAGES, ensure_packages
 from disagg_cluster.progress import step
+from disagg_cluster.teardown import unmount_below
 
 TARGETS = ("operator", "agent", "engine", "router")
 SUITE = "trixie"
-DEFAULT_MIRROR = ""
 FREE_BYTES_TO_BUILD = 10 << 30
 CA_BUNDLE_IN_BUILD = "/run/build-ca.crt"
 PIP_CACHE_IN_BUILD = "/run/build-pip"
@@ -58,7 +58,8 @@ def _layout_folder() -> Path:
 
 
 def debian_mirror() -> str:
-    return os.environ.get("DISAGG_DEBIAN_MIRROR", DEFAULT_MIRROR)
+    """Empty: the one that debootstrap itself knows."""
+    return os.environ.get("DISAGG_DEBIAN_MIRROR", "")
 
 
 def base_key() -> str:
@@ -104,9 +105,8 @@ def _ensure_base() -> str:
     rootfs = _home() / "rootfs"
     shutil.rmtree(rootfs, ignore_errors=True)
     with step(f"building the base image (debootstrap {SUITE})"):
-        _run(
-            "debootstrap", ["debootstrap", "--variant=minbase", SUITE, str(rootfs), debian_mirror()]
-        )
+        mirror = [debian_mirror()] if debian_mirror() else []
+        _run("debootstrap", ["debootstrap", "--variant=minbase", SUITE, str(rootfs), *mirror])
         container = _buildah("a new container", "from", "scratch").strip()
         _buildah("adding Debian", "add", "--quiet", container, str(rootfs), "/")
         # containerd refuses an image that says nothing to run.
@@ -171,10 +171,14 @@ def build_images() -> list[Image]:
     ensure_packages(IMAGE_PACKAGES.items())
     _home().mkdir(parents=True, exist_ok=True)
     with locked(_home() / "build.lock"):
-        base = _ensure_base()
-        for image in missing:
-            with step(f"building image {image.target}"):
-                _build(image, base=base)
+        try:
+            base = _ensure_base()
+            for image in missing:
+                with step(f"building image {image.target}"):
+                    _build(image, base=base)
+        finally:
+            # buildah mounts its storage on itself and leaves it so.
+            unmount_below(_home())
     return images
 
 
