@@ -4,8 +4,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from disagg_scenarios.kube import Kubectl
 
@@ -24,7 +23,6 @@ class Answer:
     status: int
     tokens: tuple[int, ...] = ()
     body: str = ""
-    error: dict[str, Any] = field(default_factory=dict)
 
 
 def generate(
@@ -61,13 +59,7 @@ def _answer(status: int, text: str) -> Answer:
         return Answer(status=status, body=text)
     if not isinstance(parsed, dict):
         return Answer(status=status, body=text)
-    error = parsed.get("error")
-    return Answer(
-        status=status,
-        tokens=tuple(parsed.get("output_ids") or ()),
-        body=text,
-        error=error if isinstance(error, dict) else {},
-    )
+    return Answer(status=status, tokens=tuple(parsed.get("output_ids") or ()), body=text)
 
 
 def monolith(

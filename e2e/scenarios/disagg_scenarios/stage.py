@@ -32,7 +32,6 @@ class Stage:
     kubectl: Path
     helm: Path
     images: Mapping[str, str]
-    embedded: bool
 
     def namespace(self, name: str) -> Kubectl:
         """kubectl in one namespace."""
@@ -57,7 +56,6 @@ def open_stage() -> Stage:
         kubectl=cluster_tool("kubectl"),
         helm=cluster_tool("helm"),
         images=images,
-        embedded=True,
     )
 
 
@@ -74,7 +72,6 @@ def _users_stage(kubeconfig: Path) -> Stage:
         kubectl=_tool("kubectl"),
         helm=_tool("helm"),
         images=images,
-        embedded=False,
     )
 
 

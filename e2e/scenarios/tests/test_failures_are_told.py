@@ -78,10 +78,9 @@ def stuck(served, prefill, decode):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """What a fault came to: the client's answer, its seconds, and the row that the resource shows."""
+    """What a fault came to: the client's answer, and the row that the resource shows."""
 
     answer: Answer
-    took_s: float
     failure: Mapping[str, Any]
 
 
@@ -100,7 +99,7 @@ def ending(kubectl, answer, act):
     assert answered.status >= 400, answered
     assert not answered.tokens
     assert took_s < TOLD_S
-    return Ending(answer=answered, took_s=took_s, failure=row["lastFailure"])
+    return Ending(answer=answered, failure=row["lastFailure"])
 
 
 def heals(kubectl, expected):
