@@ -52,9 +52,10 @@ def _revisions(before: DisaggDeploymentStatus, after: DisaggDeploymentStatus) ->
         beside = f" beside {after.current_revision}" if after.current_revision else ""
         note = f"starting revision {after.update_revision}{beside}"
         yield _rollout(names.EVENT_REVISION_STARTED, note, after.update_revision)
-    # A resource that recovers was Degraded; only one that was being built starts to serve.
-    built = before.phase in {names.PHASE_PENDING, names.PHASE_PROGRESSING}
-    if built and _truth(after, names.READY) == "True" and _truth(before, names.READY) != "True":
+    # Not only from Progressing: an error while it is built, or parts that are up a moment before
+    # Ready, read Degraded. Transfers that succeed again have an event of their own.
+    transfers = _truth(before, names.TRANSFER_HEALTHY) != "False"
+    if transfers and _truth(after, names.READY) == "True" != _truth(before, names.READY):
         note = f"revision {after.current_revision} serves at {after.url or 'its pods'}"
         yield _rollout(names.EVENT_REVISION_SERVING, note, after.current_revision)
 

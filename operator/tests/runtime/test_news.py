@@ -34,6 +34,11 @@ def test_first_ready_status_tells_that_the_revision_serves(world):
     assert told(before, world.status()) == [("Normal", "RevisionServing")]
 
 
+def test_revision_that_serves_is_told_although_its_building_met_an_error(world):
+    before = world.status().model_copy(update={"phase": "Degraded", "conditions": ()})
+    assert told(before, world.status()) == [("Normal", "RevisionServing")]
+
+
 def test_timeout_is_a_warning_that_names_it_all(calm, world, reported):
     timeout(world, reported, time=world.now)
     [item] = status_news(calm, world.status())
