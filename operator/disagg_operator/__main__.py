@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -14,9 +15,10 @@ import kopf
 
 from disagg_operator import names
 from disagg_operator.credentials import client_configuration
-from disagg_operator.errors import SettingsError
+from disagg_operator.errors import LeadershipLostError, SettingsError
 from disagg_operator.gateway import Gateway
 from disagg_operator.handlers import kopf_settings, registry_of
+from disagg_operator.leadership import Election
 from disagg_operator.metrics import Metrics
 from disagg_operator.reports import ReportFeed
 from disagg_operator.runtime import Runtime, Wakeups
@@ -37,6 +39,9 @@ def main() -> int:
             # Kopf tells of every watch event; what a pass does is told by our own loop.
             logging.getLogger("kopf.objects").setLevel(logging.WARNING)
         asyncio.run(run(settings))
+    except LeadershipLostError as error:
+        logger.error("%s; ending, so that this process starts anew as a candidate", error)  # noqa: TRY400 - the cause is in the message
+        return 3
     except SettingsError as error:
         print(f"disagg-operator: {error}", file=sys.stderr)  # noqa: T201 - no log to trust yet
         return 2
@@ -44,9 +49,47 @@ def main() -> int:
 
 
 async def run(settings: Settings) -> None:
-    """Until SIGTERM."""
+    """Until SIGTERM, or until another process may lead."""
     async with assembled(settings) as runtime:
-        await operate(runtime)
+        if settings.lease is None:
+            runtime.metrics.leads = True
+            await operate(runtime)
+        else:
+            await lead(runtime, lease=settings.lease)
+
+
+async def lead(
+    runtime: Runtime,
+    *,
+    lease: tuple[str, str],
+    stop: threading.Event | None = None,
+    ready: threading.Event | None = None,
+) -> None:
+    """Operate while the Lease is held; LeadershipLostError when it is lost."""
+    namespace, name = lease
+    # A gateway of its own: a renewal never queues behind the writes of a large fleet.
+    keeper = Gateway(
+        configuration=await client_configuration(), metrics=runtime.metrics, attempts=1
+    )
+    async with keeper:
+        identity = f"{runtime.instance}_{secrets.token_hex(4)}"
+        election = Election(keeper=keeper, namespace=namespace, name=name, identity=identity)
+        await election.win()
+        runtime.metrics.leads = True
+        runtime.gateway.permitted = election.leads
+        holding = asyncio.create_task(election.hold())
+        working = asyncio.create_task(operate(runtime, stop=stop, ready=ready))
+        try:
+            await asyncio.wait({holding, working}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise LeadershipLostError(f"Lease {namespace}/{name} was not renewed in time")
+            await working
+        finally:
+            runtime.gateway.permitted = lambda: False
+            runtime.metrics.leads = False
+            holding.cancel()
+            working.cancel()
+        await election.release()
 
 
 @asynccontextmanager

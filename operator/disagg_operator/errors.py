@@ -2,6 +2,7 @@
 
 OperatorError
  +-- SettingsError          an environment variable of the operator is wrong
+ +-- LeadershipLostError    another process may lead; this one must end
  +-- ApiError               a request to the API server ended without success
       +-- ApiConflictError       409: the precondition or the name was taken; observe again
       |    +-- AlreadyExistsError
@@ -17,6 +18,10 @@ class OperatorError(Exception):
 
 
 class SettingsError(OperatorError):
+    pass
+
+
+class LeadershipLostError(OperatorError):
     pass
 
 

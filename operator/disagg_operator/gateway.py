@@ -8,7 +8,7 @@ and outcome. What cannot be done in the end becomes an error of `errors`.
 import asyncio
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlencode
@@ -26,6 +26,7 @@ from disagg_operator.errors import (
     ApiNotFoundError,
     ApiRejectedError,
     ApiUnavailableError,
+    LeadershipLostError,
 )
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.metrics import Metrics
@@ -68,19 +69,35 @@ class _Answer:
 
 
 class Gateway:
-    def __init__(self, *, configuration: Configuration, metrics: Metrics) -> None:
+    def __init__(
+        self, *, configuration: Configuration, metrics: Metrics, attempts: int = ATTEMPTS
+    ) -> None:
         self._client = ApiClient(configuration)
         self._client.user_agent = names.FIELD_MANAGER
         self._metrics = metrics
         self._slots = asyncio.Semaphore(CONCURRENCY)
         clock = asyncio.get_running_loop().time
         self._bucket = TokenBucket(rate=RATE_PER_S, burst=BURST, clock=clock)
+        self._attempts = attempts
+        # Asked before every request leaves; false once another process may lead.
+        self.permitted: Callable[[], bool] = lambda: True
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
+
+    async def read(self, kind: Kind, *, namespace: str, name: str) -> Json:
+        path = kind.path(namespace, name)
+        return await self._ask(_Request(verb="get", method="GET", kind=kind, path=path))
+
+    async def replace(self, kind: Kind, body: Json) -> Json:
+        """The whole object, of the version that `body` carries; ApiConflictError if it changed."""
+        path = kind.path(body["metadata"]["namespace"], body["metadata"]["name"])
+        return await self._ask(
+            _Request(verb="update", method="PUT", kind=kind, path=path, body=body)
+        )
 
     async def apply(self, kind: Kind, body: Json) -> Json:
         """Server-side apply of the whole intent; what we gave up is removed by the server."""
@@ -123,11 +140,11 @@ class Gateway:
         return any(item.get("name") == names.PLURAL for item in answer.get("resources", ()))
 
     async def _ask(self, request: _Request) -> Json:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self._attempts):
             try:
                 return await self._once(request)
             except ApiUnavailableError as error:
-                if attempt == ATTEMPTS - 1:
+                if attempt == self._attempts - 1:
                     raise
                 await asyncio.sleep(_pause_s(error, attempt))
         raise AssertionError("the last attempt returns or raises")
@@ -135,6 +152,8 @@ class Gateway:
     async def _once(self, request: _Request) -> Json:
         async with self._slots:
             await self._bucket.take()
+            if not self.permitted():
+                raise LeadershipLostError(f"{request.verb} {request.path}: not sent")
             answer = await self._send(request)
         self._metrics.count_request(request.verb, resource=request.kind.plural, code=answer.code)
         if 200 <= answer.code < 300:

@@ -30,6 +30,7 @@ class Kind(Enum):
     SECRET = ("v1", "Secret", "secrets")
     DEPLOYMENT = ("apps/v1", "Deployment", "deployments")
     EVENT = ("events.k8s.io/v1", "Event", "events")
+    LEASE = ("coordination.k8s.io/v1", "Lease", "leases")
     RESOURCE = (names.API_VERSION, names.KIND, names.PLURAL)
 
     def __init__(self, api_version: str, kind: str, plural: str) -> None:

@@ -18,6 +18,7 @@ class Metrics:
     pass_seconds: float = 0.0
     resources: int = 0
     pollers: int = 0
+    leads: bool = False
 
     def count_request(self, verb: str, *, resource: str, code: int) -> None:
         self.requests[(verb, resource, code)] += 1
@@ -51,6 +52,8 @@ def exposition(metrics: Metrics) -> str:
     lines += [f"disagg_operator_resources {metrics.resources}"]
     lines += _head("disagg_operator_report_pollers", "gauge", "Agents being polled for reports.")
     lines += [f"disagg_operator_report_pollers {metrics.pollers}"]
+    lines += _head("disagg_operator_leader", "gauge", "1 while this process leads.")
+    lines += [f"disagg_operator_leader {int(metrics.leads)}"]
     return "\n".join(lines) + "\n"
 
 

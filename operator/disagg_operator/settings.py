@@ -22,6 +22,8 @@ class Settings:
     router_image: str
     # Port of /healthz and /metrics; 0 picks a free one (tests).
     http_port: int = 8080
+    # (namespace, name) of the Lease that one operator at a time holds; None: there is no other.
+    lease: tuple[str, str] | None = None
     log_level: int = logging.INFO
     # Seconds between two passes nobody asked for: repairs what a lost watch event would hide.
     resync_s: float = 300.0
@@ -36,6 +38,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         engine_image=_required(environment, "DISAGG_ENGINE_IMAGE"),
         router_image=_required(environment, "DISAGG_ROUTER_IMAGE"),
         http_port=_port(environment, "DISAGG_OPERATOR_PORT", default=8080),
+        lease=_lease(environment),
         log_level=_log_level(environment),
     )
 
@@ -58,6 +61,18 @@ def _namespaces(environment: Mapping[str, str]) -> tuple[str, ...]:
                 "give names separated by commas, or leave it empty to watch all namespaces"
             )
     return namespaces
+
+
+def _lease(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    text = environment.get("DISAGG_LEASE", "")
+    if not text:
+        return None
+    namespace, _, name = text.partition("/")
+    if not (_NAMESPACE.fullmatch(namespace) and _NAMESPACE.fullmatch(name)):
+        raise SettingsError(
+            f"DISAGG_LEASE is {text!r}: give NAMESPACE/NAME, or leave it empty to run alone"
+        )
+    return namespace, name
 
 
 def _port(environment: Mapping[str, str], name: str, *, default: int) -> int:

@@ -43,8 +43,12 @@ def kinds(objects):
     return sorted({found["kind"] for found in objects})
 
 
+def of(objects, kind):
+    return [item for item in objects if item["kind"] == kind]
+
+
 def only(objects, kind):
-    (found,) = [item for item in objects if item["kind"] == kind]
+    (found,) = of(objects, kind)
     return found
 
 
@@ -57,13 +61,14 @@ def test_one_install_brings_the_resource_and_cluster_wide_rights(rendered):
     objects = rendered()
     assert "CustomResourceDefinition" in kinds(objects)
     assert "ClusterRoleBinding" in kinds(objects)
-    assert "Role" not in kinds(objects)
+    assert [found["metadata"]["name"] for found in of(objects, "Role")] == ["disagg-leader"]
 
 
 def test_named_namespaces_get_a_role_each_and_no_cluster_wide_right(rendered):
     objects = rendered("--set=watch.namespaces={team-a,team-b}", "--set=rbac.aggregate=false")
-    roles = [found for found in objects if found["kind"] == "Role"]
-    assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
+    roles = {role["metadata"]["namespace"]: role["rules"] for role in of(objects, "Role")}
+    assert roles.keys() == {"team-a", "team-b", "default"}
+    assert {name for rule in roles["default"] for name in rule["resources"]} == {"leases"}
     assert not {"ClusterRole", "ClusterRoleBinding"} & set(kinds(objects))
     assert environment(objects)["DISAGG_WATCH_NAMESPACES"] == "team-a,team-b"
 
@@ -102,6 +107,17 @@ def test_the_operator_may_do_what_it_does_and_no_more(rendered):
         "secrets",
         "events",
     }
+
+
+def test_replicas_share_the_lease_that_the_operator_may_write(rendered):
+    objects = rendered()
+    assert environment(objects)["DISAGG_LEASE"] == "default/disagg"
+    rules = only(objects, "Role")["rules"]
+    named = {verb for rule in rules if "resourceNames" in rule for verb in rule["verbs"]}
+    assert named == {"get", "update"}
+    assert {name for rule in rules for name in rule.get("resourceNames", ())} == {"disagg"}
+    assert only(objects, "Deployment")["spec"]["replicas"] == 2
+    assert not of(rendered("--set=replicas=1"), "PodDisruptionBudget")
 
 
 def test_kubernetes_own_models_know_every_field(rendered):

@@ -1,0 +1,117 @@
+"""Two real operator processes on a real API server; the one that leads dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes import client
+
+from disagg_operator import names
+
+pytestmark = pytest.mark.api
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-qwen3-next.yaml"
+START_S = 30.0
+FAILOVER_S = 20.0
+KIND = (names.GROUP, names.VERSION)
+
+
+def until(probe, *, what, within_s):
+    deadline = time.monotonic() + within_s
+    while not (found := probe()):
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        time.sleep(0.05)
+    return found
+
+
+class Operator:
+    def __init__(self, folder, kubeconfig, namespace):
+        self.log_path = folder / "operator.log"
+        folder.mkdir()
+        environment = {
+            **os.environ,
+            "KUBECONFIG": str(kubeconfig),
+            "DISAGG_AGENT_IMAGE": "agent:1",
+            "DISAGG_ENGINE_IMAGE": "engine:1",
+            "DISAGG_ROUTER_IMAGE": "router:1",
+            "DISAGG_WATCH_NAMESPACES": namespace,
+            "DISAGG_LEASE": f"{namespace}/disagg",
+            "DISAGG_OPERATOR_PORT": "0",
+        }
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "disagg_operator"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def leads(self):
+        return "leads by Lease" in self.log_path.read_text()
+
+
+@pytest.fixture
+def namespace(api):
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    client.CoreV1Api(api).create_namespace({"metadata": {"name": name}})
+    return name
+
+
+@pytest.fixture
+def pair(kubeconfig, namespace, tmp_path):
+    """The leader first."""
+    first = Operator(tmp_path / "first", kubeconfig, namespace)
+    until(lambda: first.leads, what="the first one leads", within_s=START_S)
+    second = Operator(tmp_path / "second", kubeconfig, namespace)
+    yield first, second
+    for operator in (first, second):
+        operator.process.kill()
+        operator.process.wait()
+
+
+@pytest.fixture
+def converged(api, namespace):
+    """Apply a manifest; true once an operator has told of it."""
+    custom = client.CustomObjectsApi(api)
+
+    def told(name):
+        found = custom.get_namespaced_custom_object(*KIND, namespace, names.PLURAL, name)
+        return found.get("status", {}).get("observedGeneration") == 1
+
+    def apply(name):
+        body = yaml.safe_load(EXAMPLE.read_text())
+        body["metadata"]["name"] = name
+        custom.create_namespaced_custom_object(*KIND, namespace, names.PLURAL, body)
+        return lambda: told(name)
+
+    return apply
+
+
+@pytest.mark.parametrize(("sent", "within_s"), [("SIGKILL", FAILOVER_S), ("SIGTERM", 8.0)])
+def test_another_takes_over_when_the_leader_ends(pair, converged, sent, within_s):
+    leader, standby = pair
+    until(converged("before"), what="the leader works", within_s=START_S)
+    assert not standby.leads
+    leader.process.send_signal(getattr(signal, sent))
+    leader.process.wait(within_s)
+    until(converged("after"), what="the other one works", within_s=within_s)
+    assert standby.leads
+
+
+def test_frozen_leader_writes_nothing_after_another_took_over(pair, converged):
+    leader, standby = pair
+    until(converged("before"), what="the leader works", within_s=START_S)
+    leader.process.send_signal(signal.SIGSTOP)
+    until(converged("after"), what="the other one works", within_s=FAILOVER_S)
+    assert standby.leads
+    leader.process.send_signal(signal.SIGCONT)
+    assert leader.process.wait(START_S) == 3
+    assert "was not renewed in time" in leader.log_path.read_text()
