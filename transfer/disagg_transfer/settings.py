@@ -14,6 +14,7 @@ from disagg_transfer.arena import ALIGNMENT
 from disagg_transfer.contract import FaultSwitch, Integrity, Role, Stage
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
+from disagg_transfer.limits import Heartbeat, QuarantineLimits, heartbeat, quarantine_limits
 from disagg_transfer.registry import lookup
 
 # Long enough for a cold first connection (38 s were seen once, on RDMA, before warm-up).
@@ -57,6 +58,8 @@ class Settings:
     timeouts: Timeouts
     integrity: Integrity
     fault_switch: FaultSwitch
+    quarantine: QuarantineLimits
+    heartbeat: Heartbeat
 
     @property
     def admin_socket(self) -> Path:
@@ -86,6 +89,8 @@ def from_environment(env: Mapping[str, str]) -> Settings:
         timeouts=_timeouts(env),
         integrity=_member(env, contract.ENV_INTEGRITY, Integrity, Integrity.ALWAYS),
         fault_switch=_member(env, contract.ENV_FAULT_SWITCH, FaultSwitch, FaultSwitch.DISABLED),
+        quarantine=quarantine_limits(env),
+        heartbeat=heartbeat(env),
     )
 
 

@@ -91,3 +91,35 @@ def test_a_short_key_is_refused(env, tmp_path):
 def test_addresses_are_read_in_every_form():
     assert parse_address("h") == Address(host="h", port=8998)
     assert str(parse_address("[::1]:80")) == "[::1]:80"
+
+
+def test_limits_of_the_agent_have_defaults_and_can_be_set(env):
+    settings = from_environment(env)
+    assert (settings.heartbeat.limit_s, settings.heartbeat.every_s) == (3.0, 1.0)
+    assert (settings.quarantine.share, settings.quarantine.lasting_s) == (0.5, 120.0)
+    settings = from_environment(
+        {
+            **env,
+            "DISAGG_HEARTBEAT": '{"limitSeconds": 0.6}',
+            "DISAGG_QUARANTINE": '{"share": 0.25, "lastingSeconds": 7}',
+        }
+    )
+    assert settings.heartbeat.every_s == pytest.approx(0.2)
+    assert (settings.quarantine.share, settings.quarantine.lasting_s) == (0.25, 7.0)
+    assert settings.quarantine.lasting_share == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("DISAGG_QUARANTINE", '{"share": 1.5}', "share: 1.5 is not a number within 0..1"),
+        ("DISAGG_QUARANTINE", '{"share": true}', "share: True is not a number"),
+        ("DISAGG_QUARANTINE", '{"half": 1}', "must be an object of share, lastingShare"),
+        ("DISAGG_HEARTBEAT", "3", "must be an object of limitSeconds"),
+        ("DISAGG_HEARTBEAT", '{"limitSeconds": 0.1}', "limitSeconds: 0.1 is less than 0.3"),
+        ("DISAGG_HEARTBEAT", "{", "not JSON"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(env, name, value, told):
+    with pytest.raises(SettingsError, match=f"{name}.*{told}"):
+        from_environment({**env, name: value})

@@ -45,7 +45,13 @@ class Listener:
         self._strangers += 1
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                session = await receive(reader, writer, us=self._peers.us, key=self._key)
+                session = await receive(
+                    reader,
+                    writer,
+                    us=self._peers.us,
+                    key=self._key,
+                    heartbeat=self._peers.heartbeat,
+                )
         except AuthenticationError as error:
             self._refuse("authentication", writer, str(error))
             return
@@ -208,7 +214,13 @@ class Dialer:
         async with asyncio.timeout(HANDSHAKE_S):
             reader, writer = await asyncio.open_connection(address.host, address.port)
             try:
-                return await greet(reader, writer, us=self._peers.us, key=self._key)
+                return await greet(
+                    reader,
+                    writer,
+                    us=self._peers.us,
+                    key=self._key,
+                    heartbeat=self._peers.heartbeat,
+                )
             except BaseException:
                 writer.transport.abort()
                 raise

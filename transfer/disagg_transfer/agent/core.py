@@ -39,7 +39,6 @@ from disagg_transfer.protocol import Identity
 from disagg_transfer.settings import Settings
 
 LANE_START_S: Final = 60.0
-MAX_UNSETTLED_SHARE: Final = 0.5  # of the arena; beyond it the pod takes no more requests
 _RDMA_DEVICES: Final = Path("/sys/class/infiniband")
 
 _log = logging.getLogger(__name__)
@@ -62,12 +61,13 @@ class Agent:
         self._changes = Changes()
         self._outcomes = Outcomes(self._metrics, self._changes)
         self._faults = Faults(settings.fault_switch)
-        self._storage = Storage(memory)
+        self._storage = Storage(memory, limits=settings.quarantine)
         self._engine: Engine | None = None
         self._refusal = ""  # why the newest engine was not taken; empty once one is
         self._started = False
         self._peers = Peers(
             self._us,
+            heartbeat=settings.heartbeat,
             lane=self._lane,
             arena_base=memory.base,
             arena_bytes=memory.size,
@@ -237,9 +237,9 @@ class Agent:
             return NotReady.STARTING, "NIXL is starting"
         if not self._lane.alive:
             return NotReady.LANE_FAILED, "the NIXL thread has ended; restart the agent"
-        share = self._storage.unsettled / self._storage.memory.size
-        if share > MAX_UNSETTLED_SHARE:
-            return NotReady.ARENA_QUARANTINED, f"{share:.0%} of the arena is unsettled"
+        poison = self._storage.poison
+        if poison is not None:
+            return NotReady.LANE_POISONED, f"lane {self._lane.name}: {poison}"
         if self._engine is None:
             return self._engine_awaited()
         if self._us.role is Role.PREFILL:

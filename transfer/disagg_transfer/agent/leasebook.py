@@ -181,7 +181,7 @@ class LeaseBook:
         for lease in self.leases:
             self.fail(lease, self.engine_lost(lease.stage))
             for span in lease.written.values():
-                self._storage.quarantine(span)
+                self._storage.quarantine(span, writer="an engine that is not connected")
             self._orphans.setdefault(engine.instance, []).extend(lease.written.values())
         self._leases.clear()
         failure = self.engine_lost(Stage.QUEUE)

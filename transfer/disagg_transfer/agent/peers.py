@@ -21,6 +21,7 @@ from disagg_transfer.contract import (
 from disagg_transfer.errors import FabricError, TransferFailed
 from disagg_transfer.lane import Lane
 from disagg_transfer.layout import compare
+from disagg_transfer.limits import Heartbeat
 from disagg_transfer.protocol import EngineGone, Identity, Layout
 
 REMEMBER_LOST_S: Final = 30.0  # a peer that went is listed as down for this long
@@ -37,8 +38,16 @@ class _Lost:
 
 class Peers:
     def __init__(
-        self, us: Identity, *, lane: Lane, arena_base: int, arena_bytes: int, changes: Changes
+        self,
+        us: Identity,
+        *,
+        heartbeat: Heartbeat,
+        lane: Lane,
+        arena_base: int,
+        arena_bytes: int,
+        changes: Changes,
     ) -> None:
+        self.heartbeat = heartbeat
         self.us = us
         self.desk: Desk | None = None
         self.pulse = Pulse()

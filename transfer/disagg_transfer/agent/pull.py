@@ -296,7 +296,7 @@ class Pull:
                 self._tools.storage.free(span)
             else:
                 self._tools.lane.abandon(read)
-                self._tools.storage.quarantine(span)
+                self._tools.storage.quarantine(span, writer=f"a read from {self.peer_pod}")
         self.tell(failure)
 
     def tell(self, failure: TransferFailed) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from disagg_transfer.codec import LENGTH, frame
 from disagg_transfer.errors import WireError
 from disagg_transfer.layout import Difference
+from disagg_transfer.limits import Heartbeat
 from disagg_transfer.protocol import (
     HANDSHAKE,
     MAC_BYTES,
@@ -29,8 +30,6 @@ from disagg_transfer.protocol import (
 )
 
 HANDSHAKE_S: Final = 5.0
-HEARTBEAT_S: Final = 1.0
-SILENCE_S: Final = 3.0
 _MAX_UNSENT_BYTES: Final = 8 << 20  # a peer that does not read is as good as gone
 
 _log = logging.getLogger(__name__)
@@ -47,8 +46,10 @@ class Session:
         peer: Identity,
         incoming: Seal,
         outgoing: Seal,
+        heartbeat: Heartbeat,
     ) -> None:
         self.peer = peer
+        self._heartbeat = heartbeat
         self.layout: Layout | None = None  # of the peer's engine; None while none is registered
         self.vacant_since = asyncio.get_running_loop().time()
         self.differences: tuple[Difference, ...] = ()
@@ -119,11 +120,11 @@ class Session:
         while True:
             before = loop.time()
             self.send(Ping())
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(self._heartbeat.every_s)
             now = loop.time()
-            if now - before > 2 * HEARTBEAT_S:
+            if now - before > 2 * self._heartbeat.every_s:
                 self._heard = now  # it was this process that stood still, not the peer
-            elif now - self._heard > SILENCE_S:
+            elif now - self._heard > self._heartbeat.limit_s:
                 self.close(f"no heartbeat for {now - self._heard:.1f} s")
 
 
@@ -133,7 +134,12 @@ def fabric_name(identity: Identity) -> str:
 
 
 async def greet(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, us: Identity, key: bytes
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    *,
+    us: Identity,
+    key: bytes,
+    heartbeat: Heartbeat,
 ) -> Session:
     """The dialer's half of the handshake."""
     hello = Hello(protocol=PROTOCOL_VERSION, identity=us, nonce=secrets.token_bytes(32))
@@ -149,11 +155,17 @@ async def greet(
         peer=welcome.identity,
         incoming=Seal(script.derive(key, b"listener to dialer")),
         outgoing=Seal(script.derive(key, b"dialer to listener")),
+        heartbeat=heartbeat,
     )
 
 
 async def receive(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, us: Identity, key: bytes
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    *,
+    us: Identity,
+    key: bytes,
+    heartbeat: Heartbeat,
 ) -> Session:
     """The listener's half. Nothing of the stranger's is kept until its proof is right."""
     hello = await _expect(reader, Hello)
@@ -175,6 +187,7 @@ async def receive(
         peer=hello.identity,
         incoming=Seal(script.derive(key, b"dialer to listener")),
         outgoing=Seal(script.derive(key, b"listener to dialer")),
+        heartbeat=heartbeat,
     )
 
 

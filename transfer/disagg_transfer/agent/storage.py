@@ -7,17 +7,20 @@ from typing import Final
 
 import xxhash
 
+from disagg_transfer.agent.quarantine import Quarantine
 from disagg_transfer.arena import ALIGNMENT, ArenaMemory, Extents, Span
 from disagg_transfer.contract import ENV_ARENA_BYTES, Cause, Stage
 from disagg_transfer.errors import ArenaFull
+from disagg_transfer.limits import QuarantineLimits
 
 MAX_WAITING: Final = 1024  # beyond this the arena says full at once: back-pressure, not a queue
 _INLINE_DIGEST_BYTES: Final = 256 << 10  # under 50 us; a thread hop costs more
 
 
 class Storage:
-    def __init__(self, memory: ArenaMemory) -> None:
+    def __init__(self, memory: ArenaMemory, *, limits: QuarantineLimits) -> None:
         self.memory = memory
+        self._quarantine = Quarantine(limits, arena_bytes=memory.size)
         self._extents = Extents(memory.size)
         self._waiting: deque[tuple[Sequence[int], asyncio.Future[tuple[Span, ...]]]] = deque()
 
@@ -48,11 +51,19 @@ class Storage:
         self._extents.free(span)
         self._grant()
 
-    def quarantine(self, span: Span) -> None:
+    @property
+    def poison(self) -> str | None:
+        """Why this lane takes no more requests for now."""
+        return self._quarantine.poison(_now())
+
+    def quarantine(self, span: Span, *, writer: str) -> None:
+        """Out of reach until `settle`: `writer`, in words, may still write it."""
         self._extents.quarantine(span)
+        self._quarantine.put(span, writer=writer, now=_now())
 
     def settle(self, span: Span) -> None:
         self._extents.settle(span)
+        self._quarantine.take(span)
         self._grant()
 
     def bytes_of(self, span: Span) -> memoryview:
@@ -99,6 +110,10 @@ class Storage:
             self._waiting.popleft()
             if spans is not None:
                 turn.set_result(spans)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _digest(view: memoryview) -> bytes:

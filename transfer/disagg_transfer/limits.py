@@ -1,0 +1,69 @@
+"""Limits of an agent that have nothing to do with one request's deadlines; parsed from JSON."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from disagg_transfer import contract
+from disagg_transfer.errors import SettingsError
+
+_DAY_S: Final = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineLimits:
+    """When unsettled memory poisons a lane."""
+
+    share: float = 0.5  # of the arena, at once: the pod could not serve much with the rest
+    lasting_share: float = 0.1  # of the arena, by reads older than lasting_s: it keeps growing
+    lasting_s: float = 120.0  # far past what TCP (5 s) or RDMA (21 s) take to give up on a peer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """A peer that says nothing for `limit_s` is lost; both sides say something every `every_s`."""
+
+    limit_s: float = 3.0
+    every_s: float = 1.0
+
+
+def quarantine_limits(env: Mapping[str, str]) -> QuarantineLimits:
+    name = contract.ENV_QUARANTINE
+    value = _object(env, name, ("share", "lastingShare", "lastingSeconds"))
+    plain = QuarantineLimits()
+    return QuarantineLimits(
+        share=_within(name, value, "share", plain.share, high=1.0),
+        lasting_share=_within(name, value, "lastingShare", plain.lasting_share, high=1.0),
+        lasting_s=_within(name, value, "lastingSeconds", plain.lasting_s),
+    )
+
+
+def heartbeat(env: Mapping[str, str]) -> Heartbeat:
+    """A third of the limit apart, so that one late beat is not a lost peer."""
+    name = contract.ENV_HEARTBEAT
+    limit_s = _within(name, _object(env, name, ("limitSeconds",)), "limitSeconds", 3.0)
+    if limit_s < 0.3:
+        raise SettingsError(f"{name}.limitSeconds: {limit_s:g} is less than 0.3")
+    return Heartbeat(limit_s=limit_s, every_s=min(1.0, limit_s / 3))
+
+
+def _object(env: Mapping[str, str], name: str, known: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        value = json.loads(env.get(name) or "{}")
+    except ValueError as error:
+        raise SettingsError(f"{name}: not JSON: {error}") from error
+    if not isinstance(value, dict) or value.keys() - set(known):
+        raise SettingsError(f"{name}: must be an object of {', '.join(known)}")
+    return value
+
+
+def _within(
+    name: str, value: Mapping[str, Any], key: str, default: float, *, high: float = _DAY_S
+) -> float:
+    found = value.get(key, default)
+    good = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    if not good or not 0 <= found <= high:
+        raise SettingsError(f"{name}.{key}: {found!r} is not a number within 0..{high:g}")
+    return float(found)
