@@ -2,17 +2,18 @@
 
 The operator may import this module and no other of the package. Environment names, ports, the
 closed sets of stages and causes, the names of the known state types, and the report that
-`GET /v1/report` answers. Wire names are camelCase; `parse_report` refuses anything it does not
-know, naming the field.
+`GET /v1/report` answers. `parse_report` refuses anything it does not know, naming the field; it
+reads the reports of older agents, so the operator is upgraded first.
 """
 
 import json
-import types
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Final
 
-REPORT_VERSION: Final = 1
+from disagg_transfer.strict_json import ShapeError, from_json, since, to_json
+
+REPORT_VERSION: Final = 2  # 2 added preflight, the reason for the transport, and strangers
 
 ENV_NAMESPACE: Final = "DISAGG_NAMESPACE"
 ENV_DEPLOYMENT: Final = "DISAGG_DEPLOYMENT"
@@ -35,6 +36,8 @@ ENV_INTEGRITY: Final = "DISAGG_INTEGRITY"
 ENV_FAULT_SWITCH: Final = "DISAGG_FAULT_SWITCH"
 ENV_QUARANTINE: Final = "DISAGG_QUARANTINE"
 ENV_HEARTBEAT: Final = "DISAGG_HEARTBEAT"
+ENV_PREFLIGHT: Final = "DISAGG_PREFLIGHT"
+ENV_TRANSPORT_POLICY: Final = "DISAGG_TRANSPORT_POLICY"
 ENV_BOOTSTRAP_PORT: Final = "DISAGG_BOOTSTRAP_PORT"
 
 ENGINE_PORT: Final = 30000
@@ -114,6 +117,40 @@ class NotReady(StrEnum):
     LAYOUT_MISMATCH = "LayoutMismatch"
     LANE_POISONED = "LanePoisoned"
     LANE_FAILED = "LaneFailed"
+
+
+class PreflightMode(StrEnum):
+    """Whether samples are pulled from peers, and whether readiness waits for them."""
+
+    REQUIRED = "required"
+    OBSERVE = "observe"
+    OFF = "off"
+
+
+class PreflightState(StrEnum):
+    PENDING = "pending"
+    PASSED = "passed"
+    FAILED = "failed"
+
+
+class Transport(StrEnum):
+    """What NIXL's reads really go over."""
+
+    RDMA = "rdma"
+    CUDA_IPC = "cuda_ipc"  # NVLink or PCIe between the GPUs of one node
+    SHM = "shm"
+    CMA = "cma"  # one copy by the kernel between two processes
+    TCP = "tcp"
+    UNKNOWN = "unknown"
+
+
+MIXED_TRANSPORT: Final = "mixed"  # of a whole agent, when its peers differ
+
+
+class TransportPolicy(StrEnum):
+    PREFER_RDMA = "PreferRDMA"  # what is not RDMA is told
+    REQUIRE_RDMA = "RequireRDMA"  # and the agent is not ready
+    ANY = "Any"
 
 
 class PeerState(StrEnum):
@@ -208,6 +245,26 @@ class ArenaReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreflightReport:
+    """What came of the newest sample pulled from a peer over the real lane.
+
+    `gbps` is 10^9 bytes per second of the samples, `latency_ms` one small read, both None until a
+    sample has arrived whole; `cause` is set when `state` is failed.
+    """
+
+    pod: str
+    state: PreflightState
+    gbps: float | None
+    latency_ms: float | None
+    transport: Transport
+    transport_reason: str
+    detail: str
+    cause: Cause | None
+    at: float | None  # of the newest end, good or bad
+    passed_at: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     version: int
     cursor: int
@@ -227,85 +284,33 @@ class Report:
     inflight: int
     arena: ArenaReport
     faults: tuple[str, ...]
+    transport_reason: str = since(2, "")  # why it is not RDMA; empty when it is, or is not known
+    preflight: tuple[PreflightReport, ...] = since(2, ())
+    strangers_refused: int = since(2, 0)  # connections turned away on the control port
 
     def to_json(self) -> bytes:
-        return json.dumps(_plain(self), separators=(",", ":")).encode()
+        return to_json(self)
 
 
 class ReportError(ValueError):
-    """The bytes are not a report of this version; the message names the field."""
+    """The bytes are not a report of a known version; the message names the field."""
 
 
 def parse_report(data: bytes) -> Report:
+    """A report of this version or an older one. A newer one is refused: what it adds may be the
+    very thing that should be told.
+    """
     try:
         value = json.loads(data)
     except ValueError as error:
         raise ReportError(f"report: not JSON: {error}") from error
-    if isinstance(value, dict) and value.get("version") != REPORT_VERSION:
+    version = value.get("version") if isinstance(value, dict) else REPORT_VERSION
+    if type(version) is not int or not 1 <= version <= REPORT_VERSION:
         raise ReportError(
-            f"report.version: {value.get('version')!r} is not {REPORT_VERSION}; "
-            "run agent and operator images of the same release"
+            f"report.version: {version!r} is not within 1..{REPORT_VERSION}; "
+            "the agent is newer than the operator: upgrade the operator first"
         )
-    return _record(Report, value, "report")
-
-
-_T = TypeVar("_T")
-
-
-def _camel(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(part.title() for part in rest)
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {_camel(f.name): _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _record(kind: type[_T], value: Any, path: str) -> _T:
-    if not isinstance(value, dict):
-        raise ReportError(f"{path}: {value!r} is not an object")
-    hints = get_type_hints(kind)
-    named = {_camel(name): name for name in hints}
-    for key in value:
-        if key not in named:
-            raise ReportError(f"{path}.{key}: unknown field; known: {', '.join(sorted(named))}")
-    for key in named:
-        if key not in value:
-            raise ReportError(f"{path}.{key}: missing")
-    return kind(**{n: _typed(hints[n], value[k], f"{path}.{k}") for k, n in named.items()})
-
-
-def _typed(hint: Any, value: Any, path: str) -> Any:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return _typed(get_args(hint)[0], value, path)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ReportError(f"{path}: {value!r} is not a list")
-        return tuple(_typed(get_args(hint)[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if isinstance(hint, type) and is_dataclass(hint):
-        return _record(hint, value, path)
-    if issubclass(hint, StrEnum):
-        return _member(hint, value, path)
-    return _scalar(hint, value, path)
-
-
-def _member(kind: type[StrEnum], value: Any, path: str) -> StrEnum:
     try:
-        return kind(value)
-    except ValueError as error:
-        raise ReportError(f"{path}: {value!r} is not one of {', '.join(kind)}") from error
-
-
-def _scalar(kind: Any, value: Any, path: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise ReportError(f"{path}: {value!r} is not a {kind.__name__}")
-    return value
+        return from_json(Report, value, path="report", version=version)
+    except ShapeError as error:
+        raise ReportError(str(error)) from error

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from disagg_transfer.contract import (
+    REPORT_VERSION,
     ArenaReport,
     Cause,
     ComponentReport,
@@ -15,11 +16,14 @@ from disagg_transfer.contract import (
     PairReport,
     PeerReport,
     PeerState,
+    PreflightReport,
+    PreflightState,
     Report,
     ReportError,
     Role,
     Stage,
     StateTypeReport,
+    Transport,
     parse_report,
 )
 
@@ -33,7 +37,7 @@ FAILURE = FailureReport(
 )
 PAIR = PairReport(prefill_pod="p", decode_pod="d", last_success=None, last_failure=FAILURE)
 REPORT = Report(
-    version=1,
+    version=REPORT_VERSION,
     cursor=7,
     incarnation="abc",
     pod="d",
@@ -69,6 +73,22 @@ REPORT = Report(
     inflight=0,
     arena=ArenaReport(bytes=1, used=0, unsettled=0),
     faults=("withhold:kv",),
+    transport_reason="no RDMA device",
+    preflight=(
+        PreflightReport(
+            pod="p",
+            state=PreflightState.FAILED,
+            gbps=1.5,
+            latency_ms=None,
+            transport=Transport.TCP,
+            transport_reason="no RDMA device",
+            detail="late",
+            cause=Cause.TIMEOUT,
+            at=2.0,
+            passed_at=None,
+        ),
+    ),
+    strangers_refused=3,
 )
 
 
@@ -97,7 +117,10 @@ def test_the_wire_names_are_camel_case():
         ),
         (["peers"], {}, "report.peers: {} is not a list"),
         (["arena", "free"], 1, "report.arena.free: unknown field"),
-        (["version"], 2, "report.version: 2 is not 1"),
+        (["preflight", 0, "transport"], "ipx", "transport: 'ipx' is not one of rdma"),
+        (["version"], 3, "report.version: 3 is not within 1..2; .*upgrade the operator first"),
+        (["version"], 0, "report.version: 0 is not within 1..2"),
+        (["version"], True, "report.version: True is not within 1..2"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(path, value, told):
@@ -116,6 +139,26 @@ def test_a_missing_field_is_refused_by_name(name):
     del data[name]
     with pytest.raises(ReportError, match=f"report.{name}: missing"):
         parse_report(json.dumps(data).encode())
+
+
+def older(**changes):
+    """The report as an agent of version 1 writes it."""
+    data = json.loads(REPORT.to_json())
+    for name in ("transportReason", "preflight", "strangersRefused"):
+        del data[name]
+    return json.dumps({**data, "version": 1, **changes}).encode()
+
+
+def test_an_older_agent_s_report_is_read_without_what_it_does_not_know():
+    report = parse_report(older())
+    assert (report.transport_reason, report.preflight, report.strangers_refused) == ("", (), 0)
+    same = {"version": 2, "transport_reason": "no RDMA device", "preflight": REPORT.preflight}
+    assert dataclasses.replace(report, strangers_refused=3, **same) == REPORT
+
+
+def test_a_newer_version_s_field_in_an_older_report_is_refused_by_name():
+    with pytest.raises(ReportError, match=r"report\.preflight: unknown field"):
+        parse_report(older(preflight=[]))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"\xff", b"{"])

@@ -15,6 +15,7 @@ from disagg_operator.plan import Apply, CreatePod, Delete, EnsureKey, decide
 from disagg_operator.report import Moment, status_of
 from disagg_operator.tally import Tally, advance
 from disagg_transfer.contract import (
+    REPORT_VERSION,
     ArenaReport,
     Cause,
     EngineReport,
@@ -178,7 +179,7 @@ def pods_of():
 
 def make_report(pod, *, role="decode", incarnation="a", rows=(), **fields):
     base = Report(
-        version=1,
+        version=REPORT_VERSION,
         cursor=1,
         incarnation=incarnation,
         pod=pod,
@@ -196,6 +197,9 @@ def make_report(pod, *, role="decode", incarnation="a", rows=(), **fields):
         inflight=0,
         arena=ArenaReport(bytes=1, used=0, unsettled=0),
         faults=(),
+        transport_reason="",
+        preflight=(),
+        strangers_refused=0,
     )
     return replace(base, **fields)
 

@@ -209,6 +209,9 @@ class Agent:
                 unsettled=self._storage.unsettled,
             ),
             faults=self._faults.described,
+            transport_reason="",
+            preflight=(),
+            strangers_refused=self._metrics.strangers,
         )
 
     def _engine_report(self) -> EngineReport:

@@ -56,6 +56,16 @@ class Metrics:
             for stage in Stage:
                 self.timeouts.labels(name, stage.value)
 
+    @property
+    def strangers(self) -> int:
+        """Connections turned away so far, for whatever reason."""
+        return sum(
+            int(sample.value)
+            for metric in self.refusals.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        )
+
     def render(self) -> bytes:
         return generate_latest(self._registry)
 
