@@ -24,7 +24,7 @@ class RegisteredComponent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Register:
-    """`instance` names the engine's process: a new one proves that the old one's views are gone."""
+    """`instance` names the engine's process."""
 
     call: Count
     protocol: Count
@@ -100,7 +100,7 @@ class ReleaseRoom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """The arena's descriptor travels beside this frame (SCM_RIGHTS)."""
+    """The descriptors of the arena and of its lifeline travel beside this frame (SCM_RIGHTS)."""
 
     call: Count
     arena_bytes: Count

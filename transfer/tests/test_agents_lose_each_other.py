@@ -107,10 +107,14 @@ def test_an_engine_that_dies_is_told_to_the_other_side(tmp_path, rooms, kit):
         assert (failure.cause, failure.peer_pod) == ("EngineLost", "prefill")
         report = kit.until(lambda: (r := pair.prefill.report()).engine.connected is False and r)
         assert (report.ready, report.not_ready_reason) == (False, "EngineNotRegistered")
-        # The dead engine's extent may still be written, for all the agent knows.
+        # The view may still be written, whoever is registered now, until nobody has it any more.
         assert report.arena.unsettled == extent.view.nbytes
-
         pair.p = kit.connect(pair.prefill, "prefill", pair.parts)
+        pair.round_trip(next(rooms))
+        assert pair.prefill.report().arena.unsettled == extent.view.nbytes
+        del extent
+        kit.until(lambda: pair.prefill.report().arena.used == 0)
+
         room = next(rooms)
         pair.offer(room, pair.payloads())
         pair.pull(room)

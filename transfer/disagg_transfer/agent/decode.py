@@ -81,6 +81,9 @@ class Decode:
             else:
                 room.pull.post(failure)
 
+    def engine_unmapped(self, engine: Engine) -> None:
+        """A decode engine only reads the arena."""
+
     async def answer(self, call: Call) -> Answer:
         match call:
             case PullCall():

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from disagg_transfer.agent.lifeline import Lifeline
 from disagg_transfer.engine_messages import Answer, Call
 from disagg_transfer.errors import TransferFailed
 from disagg_transfer.protocol import ComponentLayout, Fingerprint
@@ -18,6 +19,7 @@ class Engine:
 
     epoch: int
     instance: str
+    lifeline: Lifeline
     fingerprint: Fingerprint
     parts: Mapping[str, ComponentLayout]
 
@@ -49,6 +51,8 @@ class Desk(Protocol):
     def engine_registered(self, engine: Engine) -> None: ...
 
     def engine_lost(self) -> None: ...
+
+    def engine_unmapped(self, engine: Engine) -> None: ...
 
     async def answer(self, call: Call) -> Answer: ...
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from disagg_transfer.agent.engine import Desk, Engine
+from disagg_transfer.agent.lifeline import Lifeline
 from disagg_transfer.agent.ports import Handle, serve, spawning
 from disagg_transfer.arena import ArenaMemory
 from disagg_transfer.codec import LENGTH, frame
@@ -114,7 +115,10 @@ class EngineSocket:
             await self._vacant.wait()
         self._current = writer
         self._vacant.clear()
-        self._send_arena(call, engine, writer)
+        try:
+            self._send_arena(call, engine, writer)
+        finally:
+            engine.lifeline.watch(lambda: self._desk.engine_unmapped(engine))
         self._registrar.engine_registered(engine)
         try:
             while True:
@@ -133,7 +137,8 @@ class EngineSocket:
         """Nothing has been written yet, so the bytes may pass by the transport's buffer."""
         answer = Registered(call=call, arena_bytes=self._memory.size, epoch=engine.epoch)
         with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as plain:
-            socket.send_fds(plain, [frame(ANSWERS.encode(answer))], [self._memory.fd])
+            fds = [self._memory.fd, engine.lifeline.theirs]
+            socket.send_fds(plain, [frame(ANSWERS.encode(answer))], fds)
 
     def _take(self, call: Call, writer: asyncio.StreamWriter) -> None:
         if isinstance(call, Register):
@@ -196,6 +201,7 @@ class EngineSocket:
         return Engine(
             epoch=next(self._epochs),
             instance=register.instance,
+            lifeline=Lifeline(),
             parts=parts,
             fingerprint=Fingerprint(
                 model=register.model,

@@ -49,7 +49,7 @@ class LeaseBook:
         # No longer than the other copy of the request may be under way.
         keep_s = timeouts.limit(Stage.BOOTSTRAP) + timeouts.limit(Stage.QUEUE)
         self._given_up = Tombstones(keep_s=keep_s)
-        self._orphans: dict[str, list[Span]] = {}  # by the engine process that may write there
+        self._orphans: dict[int, list[Span]] = {}  # by the epoch of the engine that may write there
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -167,23 +167,23 @@ class LeaseBook:
         for room in [room for room, claim in self._claims.items() if claim.session is session]:
             del self._claims[room]
 
-    def adopt_engine(self, engine: Engine) -> None:
-        """A pod has one engine process at a time: another one's registration ends the earlier."""
-        self.engine = engine
-        for gone in [key for key in self._orphans if key != engine.instance]:
-            for span in self._orphans.pop(gone):
-                self._storage.settle(span)
+    def settle_orphans(self, epoch: int) -> None:
+        """The engine of that registration has no mapping of the arena any more."""
+        for span in self._orphans.pop(epoch, ()):
+            self._storage.settle(span)
 
     def lose_engine(self) -> None:
-        """What the lost engine was writing is out of reach until its process is surely gone."""
+        """What the lost engine was writing is out of reach until it cannot reach it either."""
         engine = self.engine
         assert engine is not None
         for lease in self.leases:
             self.fail(lease, self.engine_lost(lease.stage))
             for span in lease.written.values():
                 self._storage.quarantine(span, writer="an engine that is not connected")
-            self._orphans.setdefault(engine.instance, []).extend(lease.written.values())
+            self._orphans.setdefault(engine.epoch, []).extend(lease.written.values())
         self._leases.clear()
+        if not engine.lifeline.held:
+            self.settle_orphans(engine.epoch)
         failure = self.engine_lost(Stage.QUEUE)
         for room, claim in self._claims.items():
             tell(claim.session, room=room, request=claim.request, failure=failure)

@@ -86,10 +86,13 @@ class Prefill:
     # -- the engine
 
     def engine_registered(self, engine: Engine) -> None:
-        self._book.adopt_engine(engine)
+        self._book.engine = engine
 
     def engine_lost(self) -> None:
         self._book.lose_engine()
+
+    def engine_unmapped(self, engine: Engine) -> None:
+        self._book.settle_orphans(engine.epoch)
 
     async def answer(self, call: Call) -> Answer:
         match call:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
@@ -50,7 +51,7 @@ from disagg_transfer.errors import (
 )
 
 _RETRY_S: Final = 0.05
-# Names this process, so that the agent knows when the views of an earlier one cannot be alive.
+# Names this process: two registrations of one engine are told from two engines.
 _INSTANCE: Final = uuid.uuid4().hex
 
 
@@ -197,6 +198,7 @@ class AgentClient:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._reader.join(5)
         self._socket.close()
+        self._arena = memoryview(b"")  # this client's part in the mapping ends; views have theirs
 
     def _call(self, message: Any) -> Any:
         encoded = frame(CALLS.encode(message))
@@ -245,7 +247,7 @@ def _registered(component: Component) -> RegisteredComponent:
 
 def _receive_arena(plain: socket.socket) -> memoryview:
     """The registration's answer; it is the only frame that carries a descriptor."""
-    head, fds, _, _ = socket.recv_fds(plain, LENGTH.size, 1)
+    head, fds, _, _ = socket.recv_fds(plain, LENGTH.size, 2, socket.MSG_CMSG_CLOEXEC)
     try:
         if not head:
             raise ConnectionError("the agent closed the connection")
@@ -254,12 +256,23 @@ def _receive_arena(plain: socket.socket) -> memoryview:
         if isinstance(answer, Rejected):
             kind = UnknownStateTypeError if answer.unknown_state_type else RegistrationError
             raise kind(answer.detail)
-        if not isinstance(answer, Registered) or len(fds) != 1:
+        if not isinstance(answer, Registered) or len(fds) != 2:
             raise WireError(f"the agent answered {type(answer).__name__} to Register")
-        return memoryview(mmap.mmap(fds[0], answer.arena_bytes))
+        return _map_arena(fds[0], answer.arena_bytes, lifeline=fds[1])
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _map_arena(arena: int, size: int, *, lifeline: int) -> memoryview:
+    """Map it; `lifeline` is closed with the mapping, when the last view of it is gone.
+
+    That tells the agent that nothing of this process writes there any more. At exit the kernel
+    closes it: a thread may be writing until the very end.
+    """
+    mapping = mmap.mmap(arena, size)
+    weakref.finalize(mapping, os.close, os.dup(lifeline)).atexit = False
+    return memoryview(mapping)
 
 
 def _receive_frame(plain: socket.socket) -> bytes:
