@@ -45,6 +45,7 @@ def refusal(call):
 ALLOWED = {
     "only a model": {},
     "every state type": {"model": {"stateTypes": ["kv", "mamba", "swa", "nsa"]}},
+    "a state type of one's own": {"model": {"stateTypes": ["kv", "example.com/ring"]}},
     "the newer name of nsa": {"model": {"stateTypes": ["kv", "dsa"]}},
     "both roles at zero": {"roles": {"prefill": {"replicas": 0}, "decode": {"replicas": 0}}},
     "full nodes of GPUs": {**H200, "roles": H200_ROLES},
@@ -89,7 +90,11 @@ ALLOWED = {
 REFUSED = {
     "an unknown state type": (
         {"model": {"stateTypes": ["kv", "lstm"]}},
-        ["spec.model.stateTypes[1]", "lstm", '"kv", "mamba", "nsa", "swa", "dsa"'],
+        ["spec.model.stateTypes[1]", "lstm", "kv, mamba", "swa_ring, dsa; ", "vendor/name"],
+    ),
+    "a state type of one's own without its vendor": (
+        {"model": {"stateTypes": ["kv", "/ring"]}},
+        ["spec.model.stateTypes[1]", "/ring", "example.com/ring"],
     ),
     "no kv": ({"model": {"stateTypes": ["mamba"]}}, ["spec.model.stateTypes", "mamba", "add kv"]),
     "one type by both names": (

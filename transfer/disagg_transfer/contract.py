@@ -102,8 +102,24 @@ class Cause(StrEnum):
 
 MAX_PAIRS: Final = 256  # of pods, that a report's row of one state type names
 
-STATE_TYPES: Final = ("kv", "mamba", "none", "nsa", "swa")
+# What an agent knows by itself. One that is installed beside it is called `vendor/name`: the
+# operator admits any such name, and the agents, which have it or do not, have the last word.
+STATE_TYPES: Final = (
+    "block_scale",
+    "block_scale_swa",
+    "c128_state",
+    "kv",
+    "mamba",
+    "minimax_index_k",
+    "none",
+    "nsa",
+    "qsa_compressed",
+    "swa",
+    "swa_ring",
+)
 STATE_TYPE_ALIASES: Final = {"dsa": "nsa"}  # newer engines say dsa
+MAX_STATE_TYPE: Final = 63  # characters of a name
+OWN_STATE_TYPE: Final = r"[a-z0-9][-a-z0-9.]{0,30}/[a-z0-9][-a-z0-9_.]{0,30}"  # vendor/name
 
 
 class NotReady(StrEnum):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from disagg_transfer.contract import Stage
-from disagg_transfer.registry import REGISTRY
+from disagg_transfer.registry import entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Timeouts:
     def limit(self, stage: Stage, state_type: str | None = None) -> float:
         if state_type is not None and state_type in self.state_types:
             return self.state_types[state_type]
-        entry = REGISTRY.get(state_type or "")
+        entry = entries().get(state_type or "")
         if entry is not None and entry.deadline_s is not None and stage not in self.stages:
             return entry.deadline_s
         return self.stages.get(stage, self.default_s)

@@ -2,6 +2,7 @@
 
 TransferError
 ├── SettingsError           an environment value is refused
+│   └── StateTypeError      an installed state type is refused
 ├── WireError               bytes that are no valid frame or message
 ├── AuthenticationError     the peer does not hold this deployment's key, or is not of it
 ├── ArenaError              an extent is used against the rules
@@ -22,6 +23,10 @@ class TransferError(Exception):
 
 
 class SettingsError(TransferError):
+    pass
+
+
+class StateTypeError(SettingsError):
     pass
 
 

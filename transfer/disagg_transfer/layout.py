@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from disagg_transfer.protocol import ComponentLayout, Fingerprint
-from disagg_transfer.registry import lookup
+from disagg_transfer.registry import LAYOUT_FIELDS, lookup
 
 _ABSENT = "(absent)"
-_FIELDS = ("state_type", "type_version", "item_bytes", "layers", "dtype", "page_size")
 _WIRE_NAMES = {
     "state_type": "stateType",
     "type_version": "typeVersion",
@@ -52,7 +51,7 @@ def _component_differences(
         yield Difference(field=path, prefill=_described(prefill), decode=_described(decode))
         return
     may_differ = lookup(prefill.state_type).may_differ
-    for field in _FIELDS:
+    for field in LAYOUT_FIELDS:
         ours, theirs = getattr(prefill, field), getattr(decode, field)
         if ours != theirs and field not in may_differ:
             yield Difference(

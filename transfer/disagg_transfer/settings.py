@@ -15,7 +15,7 @@ from disagg_transfer.contract import FaultSwitch, Integrity, Role, Stage
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
 from disagg_transfer.limits import Heartbeat, QuarantineLimits, heartbeat, quarantine_limits
-from disagg_transfer.registry import lookup
+from disagg_transfer.registry import entries, lookup
 
 # Long enough for a cold first connection (38 s were seen once, on RDMA, before warm-up).
 DEFAULT_TIMEOUT_S: Final = 30.0
@@ -67,6 +67,7 @@ class Settings:
 
 
 def from_environment(env: Mapping[str, str]) -> Settings:
+    entries()  # an installed state type that is of no use is refused now, not at a request
     arena_bytes = _number(
         env, contract.ENV_ARENA_BYTES, DEFAULT_ARENA_BYTES, ALIGNMENT, MAX_ARENA_BYTES
     )

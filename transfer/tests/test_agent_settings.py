@@ -60,7 +60,7 @@ def test_a_full_environment_is_read(env):
         ("DISAGG_HTTP_PORT", "65536", "not a whole number within 0..65535"),
         ("DISAGG_CONTROL_PORT", "-1", "not a whole number"),
         ("DISAGG_ARENA_BYTES", "1GiB", "not a whole number within 4096.."),
-        ("DISAGG_STATE_TYPES", "kv,ring", "'ring' is not known; known: kv"),
+        ("DISAGG_STATE_TYPES", "kv,ring", "'ring' is not known; known: block_scale"),
         ("DISAGG_INTEGRITY", "maybe", "'maybe' is not one of always, off"),
         ("DISAGG_FAULT_SWITCH", "1", "'1' is not one of enabled, disabled"),
         ("DISAGG_PEER_SERVICE", "a:b:c", "'a:b:c' is not host or host:port"),

@@ -1,14 +1,12 @@
-"""Pure parts: fingerprints, stage clocks, the registry."""
+"""Pure parts: fingerprints and stage clocks."""
 
 import dataclasses
 import re
 
 import pytest
 
-from disagg_transfer import contract, registry
 from disagg_transfer.contract import Stage
 from disagg_transfer.deadlines import StageClocks, Timeouts, overdue
-from disagg_transfer.errors import UnknownStateTypeError
 from disagg_transfer.layout import compare
 from disagg_transfer.protocol import ComponentLayout, Fingerprint
 
@@ -96,14 +94,3 @@ def test_a_missed_deadline_says_what_did_not_happen(stage, component, told):
     clocks = StageClocks()
     clocks.start(Stage(stage), component, now=100.1, limit_s=3)
     assert re.fullmatch(told, overdue(clocks.earliest))
-
-
-def test_the_contract_names_what_the_registry_has():
-    assert tuple(sorted(registry.REGISTRY)) == contract.STATE_TYPES
-    for alias, name in contract.STATE_TYPE_ALIASES.items():
-        assert registry.lookup(alias).name == name
-
-
-def test_an_unknown_state_type_is_refused_naming_the_known():
-    with pytest.raises(UnknownStateTypeError, match=r"kv, mamba, none, nsa \(alias dsa\), swa"):
-        registry.lookup("c128_state")

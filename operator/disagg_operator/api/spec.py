@@ -15,8 +15,15 @@ from disagg_operator.api.owned import EngineType
 from disagg_operator.api.pods import Args, Env, Resources, Template
 from disagg_operator.api.rules import SET, immutable, keyed_by, rules
 from disagg_operator.api.transfer import TransferSpec
+from disagg_transfer import contract
 
-_STATE_TYPE = Annotated[str, Field(json_schema_extra={"enum": list(spec_rules.STATE_TYPES)})]
+_STATE_TYPE = Annotated[
+    str,
+    Field(
+        max_length=contract.MAX_STATE_TYPE,
+        json_schema_extra=rules(spec_rules.STATE_TYPE_RULE),
+    ),
+]
 
 
 class ModelSpec(ApiModel):
@@ -37,7 +44,8 @@ class ModelSpec(ApiModel):
         ("kv",),
         min_length=1,
         max_length=8,
-        description="State types of the model's cache; pods whose engine has others are refused.",
+        description="State types of the model's cache, such as kv, mamba, swa and nsa, or vendor/name"
+        " of one installed in the agent's image. Pods whose engine has others are refused.",
         json_schema_extra={**SET, **rules(*spec_rules.STATE_TYPE_RULES)},
     )
 

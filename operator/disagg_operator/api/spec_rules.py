@@ -3,13 +3,21 @@
 from collections.abc import Iterator
 
 from disagg_operator.api.owned import OWNED_FLAGS, OWNED_ROUTER_FLAGS
-from disagg_operator.api.rules import Rule, rule
+from disagg_operator.api.rules import Rule, cel_list, rule
 from disagg_operator.names import ROLES
 from disagg_transfer import contract
 
 # What a manifest may name. `none` is an empty component, not a promise a model can make.
 STATE_TYPES = tuple(
     name for name in (*contract.STATE_TYPES, *contract.STATE_TYPE_ALIASES) if name != "none"
+)
+
+# One item of the list. The agents of a type of one's own refuse what they do not have.
+STATE_TYPE_RULE = rule(
+    f"self in {cel_list(STATE_TYPES)} || self.matches(r'^{contract.OWN_STATE_TYPE}$')",
+    f"state type %s is not known; known: {', '.join(STATE_TYPES)}; one that is installed in the"
+    " agent's image is named vendor/name, such as example.com/ring",
+    "self",
 )
 
 STATE_TYPE_RULES = (

@@ -7,6 +7,7 @@ from pydantic import Field
 from disagg_operator import names
 from disagg_operator.api.base import ApiModel
 from disagg_operator.api.rules import SET, keyed_by
+from disagg_transfer import contract
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Count = Annotated[int, Field(ge=0)]
@@ -62,7 +63,9 @@ class TransferFailure(ApiModel):
 class StateTypeStatus(ApiModel):
     """What moved of one state type, counted by decode pods."""
 
-    type: str = Field(max_length=32, description="State type, such as kv or mamba.")
+    type: str = Field(
+        max_length=contract.MAX_STATE_TYPE, description="State type, such as kv or mamba."
+    )
     transfers: Count = Field(0, description="Payloads that arrived whole.")
     bytes: Count = Field(0, description="Bytes that arrived.")
     timeouts: Count = Field(0, description="Payloads that missed a deadline.")

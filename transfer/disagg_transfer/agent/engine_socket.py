@@ -38,7 +38,8 @@ from disagg_transfer.errors import (
     WireError,
 )
 from disagg_transfer.protocol import ComponentLayout, Fingerprint
-from disagg_transfer.registry import Selection, lookup
+from disagg_transfer.registry import lookup
+from disagg_transfer.selection import Selection
 
 MAX_CALLS: Final = 4096
 _REGISTER_S: Final = 10.0
