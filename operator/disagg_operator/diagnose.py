@@ -14,7 +14,8 @@ from disagg_operator.observe import (
     Observed,
     PodRecord,
 )
-from disagg_operator.plan import ready_groups
+from disagg_operator.plan import Restarts, ready_groups, restart_policy
+from disagg_operator.timestamps import timestamp_s
 from disagg_transfer.contract import NotReady
 
 # Reasons for which an agent waits only because the engine beside it is not up yet.
@@ -28,6 +29,7 @@ def role_finding(
     *,
     role: str,
     revision: str,
+    restarts: Restarts,
 ) -> Finding:
     desired = deployment.spec.role(role).replicas
     if desired == 0:
@@ -41,7 +43,9 @@ def role_finding(
     counted = f"{ready} of {desired} {role} groups are ready"
     if ready == desired:
         return Finding(truth="True", reason=names.REASON_READY, message=counted)
-    worst = _worst(_role_problems(deployment, observed, views, role=role, revision=revision))
+    problems = _role_problems(deployment, observed, views, role=role, revision=revision)
+    held = _held_back(deployment, observed, restarts, role=role, revision=revision)
+    worst = _worst([*problems, *held])
     return Finding(
         truth="False",
         reason=worst.reason,
@@ -101,6 +105,25 @@ def _role_problems(
                 yield _problem(names.REASON_PODS_MISSING, message, Weight.MISSING)
             elif not pod.ready:
                 yield _found(pod, views.get(name))
+
+
+def _held_back(
+    deployment: Deployment, observed: Observed, restarts: Restarts, *, role: str, revision: str
+) -> Iterator[Finding]:
+    """Groups that are down and wait for their next try, or get none."""
+    policy = restart_policy(deployment)
+    for (known, group), restart in restarts.items():
+        pods = [pod for pod in observed.role_pods(role, revision=revision) if pod.group == group]
+        if known != role or any(not pod.deleting for pod in pods):
+            continue
+        due = restart.due_at(policy)
+        told = f"{role} group {group} was replaced {restart.count} times, last because"
+        if due is None:
+            text = f"{told} {restart.reason}; spec.restart.maxRestarts is {policy.most}"
+            yield _problem(names.REASON_RESTART_LIMIT, text, Weight.CRASH)
+        elif restart.count > 1:
+            text = f"{told} {restart.reason}; its pods are made again at {timestamp_s(due)}"
+            yield _problem(names.REASON_RESTART_BACKOFF, text, Weight.CRASH)
 
 
 def _worst(problems: Iterable[Finding]) -> Finding:

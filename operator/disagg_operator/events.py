@@ -11,8 +11,8 @@ from disagg_operator.api.status import (
     StateTypeStatus,
     TransferFailure,
 )
+from disagg_operator.intents import Delete, Intent
 from disagg_operator.kinds import Json, Kind, ObjectReference
-from disagg_operator.plan import Delete, Intent
 from disagg_operator.timestamps import seconds, timestamp_us
 from disagg_transfer.contract import Cause
 

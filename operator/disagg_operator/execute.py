@@ -9,9 +9,10 @@ from disagg_operator import render
 from disagg_operator.api.resource import Deployment
 from disagg_operator.errors import AlreadyExistsError, ApiError
 from disagg_operator.expectations import Expectations
+from disagg_operator.intents import Apply, CreatePod, Delete, EnsureKey, Intent
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.observe import Observed
-from disagg_operator.plan import Apply, CreatePod, Delete, EnsureKey, Intent, Plan
+from disagg_operator.plan import Plan
 
 
 class Writer(Protocol):
@@ -19,7 +20,9 @@ class Writer(Protocol):
 
     async def apply(self, kind: Kind, body: Json) -> Json: ...
     async def create(self, kind: Kind, body: Json) -> Json: ...
-    async def delete(self, kind: Kind, *, namespace: str, name: str, uid: str) -> None: ...
+    async def delete(
+        self, kind: Kind, *, namespace: str, name: str, uid: str, force: bool
+    ) -> None: ...
 
 
 @dataclass(slots=True)
@@ -116,7 +119,11 @@ class Execution:
 
     async def _delete(self, intent: Delete) -> bool:
         await self.writer.delete(
-            intent.kind, namespace=self.deployment.namespace, name=intent.name, uid=intent.uid
+            intent.kind,
+            namespace=self.deployment.namespace,
+            name=intent.name,
+            uid=intent.uid,
+            force=intent.force,
         )
         self.expectations.deleted(intent.kind, intent.name, uid=intent.uid, now=self.clock())
         return True

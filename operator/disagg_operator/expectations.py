@@ -76,7 +76,7 @@ class Expectations:
             if item.record is not None:
                 merged[name] = item.record  # type: ignore[assignment]
             elif name in merged:
-                _take_away(merged, name)
+                _take_away(merged, name, until=item.until)
         return merged
 
     def _of(self, kind: Kind) -> Iterator[tuple[str, _Expected]]:
@@ -89,11 +89,11 @@ def _read(kind: Kind, answer: Json) -> _Record:
     return service_record(answer) if kind is Kind.SERVICE else router_record(answer)
 
 
-def _take_away(merged: dict[str, _R], name: str) -> None:
+def _take_away(merged: dict[str, _R], name: str, *, until: float) -> None:
     """A deleted pod keeps its name until it has stopped; other objects are gone at once."""
     record = merged.pop(name)
     if isinstance(record, PodRecord):
-        merged[name] = replace(record, deleting=True)
+        merged[name] = replace(record, deleted_at=record.deleted_at or until)
 
 
 def _met(item: _Expected, seen: _Record | None) -> bool:

@@ -114,13 +114,19 @@ class Gateway:
         )
         return await self._ask(request)
 
-    async def delete(self, kind: Kind, *, namespace: str, name: str, uid: str) -> None:
-        """Delete exactly the object that was observed; one that is gone already is fine."""
+    async def delete(
+        self, kind: Kind, *, namespace: str, name: str, uid: str, force: bool = False
+    ) -> None:
+        """Delete exactly the object that was observed; one that is gone already is fine.
+
+        `force` takes a pod off the API without waiting for its node.
+        """
         options: Json = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "preconditions": {"uid": uid},
             "propagationPolicy": "Background",
+            **({"gracePeriodSeconds": 0} if force else {}),
         }
         path = kind.path(namespace, name)
         request = _Request(verb="delete", method="DELETE", kind=kind, path=path, body=options)

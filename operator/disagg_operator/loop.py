@@ -25,7 +25,14 @@ from disagg_operator.observe import Observed, PodRecord, RouterRecord, ServiceRe
 from disagg_operator.pacing import backoff_s
 from disagg_operator.plan import Plan, decide, serving_revision
 from disagg_operator.publish import Publisher
-from disagg_operator.report import Moment, broken_status, refused_status, status_of
+from disagg_operator.render import revision
+from disagg_operator.report import (
+    Moment,
+    broken_status,
+    refused_status,
+    restarts_of,
+    status_of,
+)
 from disagg_operator.reports import Target
 from disagg_operator.runtime import Runtime
 from disagg_operator.tally import Tally, advance
@@ -117,16 +124,26 @@ class ResourceLoop:
             deployment = parse_deployment(snapshot.body)
         except InvalidDeploymentError as error:
             return await self._refuse(snapshot, str(error), previous)
-        plan, outcome = await self._carry_out(deployment, snapshot)
+        plan, outcome = await self._carry_out(deployment, snapshot, previous)
         moment = self._moment(deployment, snapshot, plan, outcome, previous)
         pause_s = await self._publisher.publish(status_of(moment), previous=previous)
         await self._publisher.tell(intent_news(outcome.done))
         return self._next_s(plan, outcome, moment, pause_s)
 
-    async def _carry_out(self, deployment: Deployment, snapshot: Snapshot) -> tuple[Plan, Outcome]:
+    async def _carry_out(
+        self, deployment: Deployment, snapshot: Snapshot, previous: DisaggDeploymentStatus
+    ) -> tuple[Plan, Outcome]:
         observed = self._observed(snapshot)
         self._runtime.feed.follow(self._resource.owner, _targets(observed))
-        plan = decide(deployment, observed, images=self._runtime.images, keys=self._keys)
+        images = self._runtime.images
+        plan = decide(
+            deployment,
+            observed,
+            images=images,
+            keys=self._keys,
+            restarts=restarts_of(previous, revision=revision(deployment, images=images)),
+            now=self._runtime.clock(),
+        )
         execution = Execution(
             writer=self._runtime.gateway,
             deployment=deployment,
@@ -193,6 +210,8 @@ class ResourceLoop:
         deadline = self._expectations.next_deadline()
         if deadline is not None:
             waits.append(max(0.05, deadline - self._runtime.clock()))
+        if plan.wake_at is not None:
+            waits.append(max(0.05, plan.wake_at - self._runtime.clock()))
         if outcome.errors:
             waits.append(self._backoff_s())
         self._undone = self._undone + 1 if len(outcome.done) < len(plan.intents) else 0

@@ -84,6 +84,8 @@ REASON_CONTAINER_CONFIG = "ContainerConfigError"
 REASON_ENGINE_STARTING = "EngineStarting"
 REASON_AGENT_NOT_READY = "AgentNotReady"
 REASON_PODS_MISSING = "PodsMissing"
+REASON_RESTART_BACKOFF = "RestartBackoff"
+REASON_RESTART_LIMIT = "RestartLimitReached"
 REASON_NO_REPLICAS = "NoReplicas"
 # Reasons of the router and of the rollout.
 REASON_ROUTER_UNAVAILABLE = "RouterUnavailable"

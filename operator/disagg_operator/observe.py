@@ -56,11 +56,16 @@ class PodRecord:
     rank: int
     phase: str
     ready: bool
-    deleting: bool
+    created_at: float  # Unix seconds
+    deleted_at: float | None  # when its grace period ends or ended; None while nobody deletes it
     node: str
     ip: str
     unschedulable: str  # the scheduler's message, or empty
     containers: tuple[ContainerRecord, ...]
+
+    @property
+    def deleting(self) -> bool:
+        return self.deleted_at is not None
 
     @property
     def ended(self) -> bool:
@@ -167,7 +172,10 @@ def pod_record(body: Mapping[str, Any]) -> PodRecord:
         rank=_number(labels.get(names.LABEL_RANK)),
         phase=status.get("phase", "Pending"),
         ready=conditions.get("Ready", {}).get("status") == "True",
-        deleting="deletionTimestamp" in metadata,
+        created_at=_seconds(metadata.get("creationTimestamp")),
+        deleted_at=(
+            _seconds(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None
+        ),
         node=body.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         unschedulable=(

@@ -10,51 +10,19 @@ plan.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from disagg_operator import names, render
+from disagg_operator.api.quantities import duration_seconds
 from disagg_operator.api.resource import Deployment
+from disagg_operator.groups import STUCK_S, Group, Policy, Restart, broken, stuck
+from disagg_operator.intents import Apply, CreatePod, Delete, EnsureKey, Intent
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.observe import Observed, PodRecord, RouterRecord, ServiceRecord
 from disagg_operator.render import Images
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Apply:
-    kind: Kind
-    body: Json = field(repr=False)
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreatePod:
-    body: Json = field(repr=False)
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnsureKey:
-    """The Secret of a revision; it belongs to the revision's Service, and goes with it."""
-
-    name: str
-    revision: str
-    service: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delete:
-    kind: Kind
-    name: str
-    uid: str
-    reason: str
-    ended: bool = False  # a pod that had come to its end by itself
-
-
-Intent = Apply | CreatePod | EnsureKey | Delete
+Restarts = Mapping[tuple[str, int], Restart]  # by role and group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +32,8 @@ class Plan:
     update_revision: str
     serving_revision: str
     stages: tuple[tuple[Intent, ...], ...]
+    restarts: Restarts = field(default_factory=dict)  # after this plan, of the update revision
+    wake_at: float | None = None  # when time alone changes the plan
 
     @property
     def intents(self) -> tuple[Intent, ...]:
@@ -78,6 +48,13 @@ class _Pass:
     keys: frozenset[str]  # revisions whose key this process has created
     update: str
     serving: str
+    restarts: dict[tuple[str, int], Restart]
+    now: float
+    wakes: list[float] = field(default_factory=list)
+
+    @property
+    def policy(self) -> Policy:
+        return restart_policy(self.deployment)
 
     @property
     def routed(self) -> bool:
@@ -91,8 +68,15 @@ class _Pass:
 
 
 def decide(
-    deployment: Deployment, observed: Observed, *, images: Images, keys: frozenset[str]
+    deployment: Deployment,
+    observed: Observed,
+    *,
+    images: Images,
+    keys: frozenset[str],
+    restarts: Restarts,
+    now: float,
 ) -> Plan:
+    """`restarts` are those of the update revision that the status tells of."""
     update = render.revision(deployment, images=images)
     step = _Pass(
         deployment=deployment,
@@ -101,9 +85,17 @@ def decide(
         keys=keys,
         update=update,
         serving=serving_revision(deployment, observed, update=update),
+        restarts=dict(restarts),
+        now=now,
     )
     stages = () if deployment.spec.paused else tuple(filter(None, map(tuple, _stages(step))))
-    return Plan(update_revision=update, serving_revision=step.serving, stages=stages)
+    return Plan(
+        update_revision=update,
+        serving_revision=step.serving,
+        stages=stages,
+        restarts=step.restarts,
+        wake_at=min((at for at in step.wakes if at > now), default=None),
+    )
 
 
 def serving_revision(deployment: Deployment, observed: Observed, *, update: str) -> str:
@@ -117,6 +109,16 @@ def serving_revision(deployment: Deployment, observed: Observed, *, update: str)
         return service.revision if service else ""
     others = sorted(_revisions(observed) - {update})
     return others[0] if others else update
+
+
+def restart_policy(deployment: Deployment) -> Policy:
+    restart = deployment.spec.restart
+    return Policy(
+        base_s=duration_seconds(restart.base_delay),
+        limit_s=duration_seconds(restart.max_delay),
+        most=restart.max_restarts,
+        reset_s=duration_seconds(restart.reset_after),
+    )
 
 
 def groups_wanted(deployment: Deployment) -> int:
@@ -191,16 +193,73 @@ def _pods(step: _Pass) -> Iterator[Intent]:
     for role in names.ROLES:
         spec = step.deployment.spec.role(role)
         for group in range(spec.replicas):
-            for rank in range(spec.nodes_per_replica):
-                yield from _pod(step, role=role, group=group, rank=rank)
+            yield from _group(step, role=role, group=group, size=spec.nodes_per_replica)
 
 
-def _pod(step: _Pass, *, role: str, group: int, rank: int) -> Iterator[Intent]:
-    name = names.pod_name(
+def _pod_name(step: _Pass, *, role: str, group: int, rank: int) -> str:
+    return names.pod_name(
         step.deployment.name, role=role, revision=step.update, group=group, rank=rank
     )
-    pod = step.observed.pods.get(name)
-    if pod is None:
+
+
+def _group(step: _Pass, *, role: str, group: int, size: int) -> Iterator[Intent]:
+    found = {
+        rank: step.observed.pods.get(_pod_name(step, role=role, group=group, rank=rank))
+        for rank in range(size)
+    }
+    members = Group(size=size, pods={rank: pod for rank, pod in found.items() if pod is not None})
+    yield from _freed(step, members)
+    reason = broken(members, now=step.now)
+    if reason:
+        yield from _torn_down(step, members, key=(role, group), reason=reason)
+        return
+    _forgive(step, members, key=(role, group))
+    # A group that is on its way out comes back as a whole.
+    if members.missing and not any(pod.deleting for pod in members.pods.values()):
+        yield from _made(step, members, role=role, group=group)
+
+
+def _freed(step: _Pass, members: Group) -> Iterator[Intent]:
+    for pod in members.pods.values():
+        if stuck(pod, now=step.now):
+            reason = "still there long after its grace period: its node is dead"
+            yield replace(_deleted(pod, reason), force=True)
+        elif pod.deleted_at is not None:
+            step.wakes.append(pod.deleted_at + STUCK_S)
+
+
+def _torn_down(
+    step: _Pass, members: Group, *, key: tuple[str, int], reason: str
+) -> Iterator[Intent]:
+    living = [pod for pod in members.pods.values() if not pod.deleting]
+    if living:
+        known = step.restarts.get(key)
+        count = known.count + 1 if known else 1
+        step.restarts[key] = Restart(count=count, at=step.now, reason=reason)
+    for pod in living:
+        yield replace(_deleted(pod, reason), ended=True)
+
+
+def _forgive(step: _Pass, members: Group, *, key: tuple[str, int]) -> None:
+    known = step.restarts.get(key)
+    if known is not None and members.whole:
+        until = known.at + step.policy.reset_s
+        step.wakes.append(until)
+        if step.now >= until:
+            del step.restarts[key]
+
+
+def _made(step: _Pass, members: Group, *, role: str, group: int) -> Iterator[Intent]:
+    known = step.restarts.get((role, group))
+    due = known.due_at(step.policy) if known else step.now
+    if due is None:
+        return
+    if due > step.now:
+        step.wakes.append(due)
+        return
+    if members.pods:
+        step.wakes.append(members.forming_until())
+    for rank in members.missing:
         body = render.pod(
             step.deployment,
             role=role,
@@ -209,11 +268,7 @@ def _pod(step: _Pass, *, role: str, group: int, rank: int) -> Iterator[Intent]:
             revision=step.update,
             images=step.images,
         )
-        yield CreatePod(name=name, body=body, reason="missing")
-    elif pod.ended and not pod.deleting:
-        yield Delete(
-            kind=Kind.POD, name=pod.name, uid=pod.uid, reason=f"phase {pod.phase}", ended=True
-        )
+        yield CreatePod(name=body["metadata"]["name"], body=body, reason="missing")
 
 
 def _router(step: _Pass) -> Iterator[Intent]:

@@ -10,21 +10,25 @@ from disagg_operator.api.resource import Deployment
 from disagg_operator.api.status import (
     Condition,
     DisaggDeploymentStatus,
+    GroupStatus,
     RoleStatus,
     RouterStatus,
 )
 from disagg_operator.diagnose import role_finding, router_finding
 from disagg_operator.finding import Finding, Weight
+from disagg_operator.groups import Restart
 from disagg_operator.kinds import Json, ObjectReference
 from disagg_operator.observe import AgentView, Observed
-from disagg_operator.plan import Plan, ready_groups
+from disagg_operator.plan import Plan, Restarts, ready_groups
 from disagg_operator.render.routers import router_url
 from disagg_operator.tally import Tally
-from disagg_operator.timestamps import timestamp_s
+from disagg_operator.timestamps import seconds, timestamp_s
 from disagg_operator.transfers import Traffic, transfer_finding, transfer_status
 
 # The API server refuses longer ones; a message beyond a screen helps nobody.
 MESSAGE_LIMIT = 1024
+REASON_LIMIT = 512
+GROUPS_LIMIT = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,10 +155,20 @@ def _findings(moment: Moment) -> dict[str, Finding]:
     revision = moment.plan.update_revision
     findings = {
         names.PREFILL_READY: role_finding(
-            deployment, observed, moment.views, role=names.PREFILL, revision=revision
+            deployment,
+            observed,
+            moment.views,
+            role=names.PREFILL,
+            revision=revision,
+            restarts=moment.plan.restarts,
         ),
         names.DECODE_READY: role_finding(
-            deployment, observed, moment.views, role=names.DECODE, revision=revision
+            deployment,
+            observed,
+            moment.views,
+            role=names.DECODE,
+            revision=revision,
+            restarts=moment.plan.restarts,
         ),
         names.ROUTER_READY: router_finding(deployment, observed, revision=revision),
         names.TRANSFER_HEALTHY: transfer_finding(moment.traffic),
@@ -237,7 +251,36 @@ def _role(moment: Moment, role: str) -> RoleStatus:
         ready=ready_groups(moment.deployment, moment.observed, role=role, revision=revision),
         updated=len(complete),
         restarts=sum(record.restarts for pod in everywhere for record in pod.containers),
+        groups=_restarted(moment.plan.restarts, role=role),
     )
+
+
+def _restarted(restarts: Restarts, *, role: str) -> tuple[GroupStatus, ...]:
+    found = [
+        GroupStatus(
+            group=group,
+            restarts=item.count,
+            time=timestamp_s(item.at),
+            reason=item.reason[:REASON_LIMIT],
+        )
+        for (known, group), item in restarts.items()
+        if known == role
+    ]
+    worst = sorted(found, key=lambda item: (-item.restarts, item.group))[:GROUPS_LIMIT]
+    return tuple(sorted(worst, key=lambda item: item.group))
+
+
+def restarts_of(previous: DisaggDeploymentStatus, *, revision: str) -> Restarts:
+    """What the status remembers of the revision's groups; another's restarts say nothing of it."""
+    if previous.update_revision != revision:
+        return {}
+    return {
+        (role.name, item.group): Restart(
+            count=item.restarts, at=seconds(item.time), reason=item.reason
+        )
+        for role in previous.roles
+        for item in role.groups
+    }
 
 
 def _router(moment: Moment) -> RouterStatus | None:

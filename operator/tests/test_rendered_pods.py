@@ -6,6 +6,7 @@ import pytest
 
 from disagg_operator import names, render
 from disagg_transfer import contract
+from disagg_transfer import settings as agent_settings
 
 H200 = {
     "hardware": {"profile": "h200"},
@@ -101,9 +102,14 @@ def test_only_decode_looks_for_peers(pod):
     assert contract.ENV_PEER_SERVICE not in env(agent(pod(role="prefill")))
 
 
-def test_every_variable_that_the_contract_gives_the_agent_is_set(pod):
-    given = {value for name, value in vars(contract).items() if name.startswith("ENV_")}
-    assert given - set(env(agent(pod()))) == {contract.ENV_BOOTSTRAP_PORT}
+@pytest.mark.parametrize("role", names.ROLES)
+def test_the_agent_takes_the_environment_that_it_is_given(pod, role, tmp_path):
+    given = {name: value or "10.0.0.1" for name, value in env(agent(pod(role=role))).items()}
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    settings = agent_settings.from_environment({**given, contract.ENV_KEY_FILE: str(key)})
+    assert (settings.role, settings.deployment, settings.revision) == (role, "tiny", "abcde")
+    assert settings.fault_switch is contract.FaultSwitch.DISABLED
 
 
 def test_the_key_is_mounted_in_the_agent_and_nowhere_else(pod):

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from disagg_operator import names
 from disagg_operator.api import spec_rules
-from disagg_operator.api.base import ApiModel, Image, Port, Replicas
+from disagg_operator.api.base import ApiModel, Duration, Image, Port, Replicas
 from disagg_operator.api.owned import EngineType
 from disagg_operator.api.pods import Args, Env, Resources, Template
 from disagg_operator.api.rules import SET, immutable, keyed_by, rules
@@ -142,6 +142,21 @@ class HardwareSpec(ApiModel):
     )
 
 
+class RestartSpec(ApiModel):
+    """How a group of pods is replaced when a member is lost."""
+
+    base_delay: Duration = Field(
+        "30s", description="Pause before the second restart; doubled for each further one."
+    )
+    max_delay: Duration = Field("10m", description="The longest pause.")
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="Restarts before the group is left down; 0 for any number."
+    )
+    reset_after: Duration = Field(
+        "1h", description="A group that was ready for so long counts anew."
+    )
+
+
 class RouterSpec(ApiModel):
     """What requests come in through."""
 
@@ -173,6 +188,7 @@ class DisaggDeploymentSpec(ApiModel):
     hardware: HardwareSpec = Field(HardwareSpec(), description="What the pods run on.")
     transfer: TransferSpec = Field(TransferSpec(), description="How state moves between pods.")
     router: RouterSpec = Field(RouterSpec(), description="What requests come in through.")
+    restart: RestartSpec = Field(RestartSpec(), description="Replacement of broken groups.")
     paused: bool = Field(
         False,
         description="True: nothing is created, changed or deleted; the status is kept up.",

@@ -28,6 +28,15 @@ class Condition(ApiModel):
     message: Message = Field(description="Why, for people.")
 
 
+class GroupStatus(ApiModel):
+    """A group that was replaced."""
+
+    group: Small = Field(description="Index of the group.")
+    restarts: Count = Field(description="How often since it last was ready for long.")
+    time: Time = Field(description="When it was last.")
+    reason: str = Field(max_length=512, description="Why.")
+
+
 class RoleStatus(ApiModel):
     """Groups of one role."""
 
@@ -36,6 +45,12 @@ class RoleStatus(ApiModel):
     ready: Small = Field(description="Groups whose pods are all ready.")
     updated: Small = Field(description="Groups of the newest revision.")
     restarts: Count = Field(0, description="Restarts of containers of the pods that there are.")
+    groups: tuple[GroupStatus, ...] = Field(
+        (),
+        max_length=16,
+        description="Groups that were replaced; the worst 16.",
+        json_schema_extra=keyed_by("group"),
+    )
 
 
 class RouterStatus(ApiModel):

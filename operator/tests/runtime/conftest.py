@@ -9,11 +9,13 @@ import pytest
 
 from disagg_operator import names, render
 from disagg_operator.api.status import DisaggDeploymentStatus
+from disagg_operator.intents import Apply, CreatePod, Delete, EnsureKey
 from disagg_operator.kinds import Kind
 from disagg_operator.observe import AgentView, observe, pod_record, router_record, service_record
-from disagg_operator.plan import Apply, CreatePod, Delete, EnsureKey, decide
+from disagg_operator.plan import decide
 from disagg_operator.report import Moment, status_of
 from disagg_operator.tally import Tally, advance
+from disagg_operator.timestamps import timestamp_s
 from disagg_transfer.contract import (
     REPORT_VERSION,
     ArenaReport,
@@ -40,6 +42,9 @@ class ClusterModel:
         self.objects = {}
         self.keys = frozenset()
         self.uids = itertools.count(1)
+        # A moment after what `put` stamps.
+        self.now = NOW
+        self.restarts = {}
 
     def of(self, kind):
         return {name: body for (known, name), body in self.objects.items() if known is kind}
@@ -53,9 +58,17 @@ class ClusterModel:
         )
 
     def decide(self, deployment):
-        return decide(deployment, self.observed(deployment), images=self.images, keys=self.keys)
+        return decide(
+            deployment,
+            self.observed(deployment),
+            images=self.images,
+            keys=self.keys,
+            restarts=self.restarts,
+            now=self.now,
+        )
 
     def carry_out(self, plan):
+        self.restarts = plan.restarts
         for intent in plan.intents:
             self.one(intent)
 
@@ -81,6 +94,7 @@ class ClusterModel:
         generation = known["metadata"]["generation"] if known else 0
         changed = not known or known["spec"] != body["spec"]
         metadata["generation"] = generation + 1 if changed else generation
+        metadata["creationTimestamp"] = timestamp_s(self.now)
         body["status"] = known["status"] if known else {}
         self.objects[kind, name] = body
 

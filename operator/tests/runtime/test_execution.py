@@ -6,8 +6,8 @@ import pytest
 from disagg_operator.errors import AlreadyExistsError, ApiRejectedError
 from disagg_operator.execute import Execution
 from disagg_operator.expectations import LIMIT_S, Expectations
+from disagg_operator.intents import CreatePod, Delete
 from disagg_operator.kinds import Kind
-from disagg_operator.plan import CreatePod, Delete
 
 
 class FakeWriter:
@@ -32,7 +32,7 @@ class FakeWriter:
         self.bodies[name] = body
         return {**body, "metadata": {**body["metadata"], "uid": f"uid-of-{name}"}}
 
-    async def delete(self, kind, *, namespace, name, uid):
+    async def delete(self, kind, *, namespace, name, uid, force):
         self.calls.append(("delete", kind, name))
 
 
@@ -120,7 +120,17 @@ async def test_pass_before_the_watch_creates_nothing_twice(
 
     outcome = await execution.run()
     seen = execution.expectations.overlay(cluster.observed(deployment()), now=1.0)
-    assert decide(deployment(), seen, images=images, keys=frozenset(outcome.keys)).intents == ()
+    assert (
+        decide(
+            deployment(),
+            seen,
+            images=images,
+            keys=frozenset(outcome.keys),
+            restarts={},
+            now=1.0,
+        ).intents
+        == ()
+    )
 
 
 async def test_expectation_that_the_watch_never_meets_is_dropped(execution, cluster, deployment):

@@ -4,8 +4,8 @@ import pytest
 
 from disagg_operator.changes import Change, change_of, counter_floor_s
 from disagg_operator.events import EventGate, event_object, intent_news, status_news
+from disagg_operator.intents import Delete
 from disagg_operator.kinds import Kind, ObjectReference
-from disagg_operator.plan import Delete
 
 
 def timeout(world, reported, *, time, state_type="mamba", room=7, stage="notify", success=None):

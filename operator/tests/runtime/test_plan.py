@@ -5,8 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disagg_operator import names
+from disagg_operator.intents import Apply, CreatePod, Delete, EnsureKey
 from disagg_operator.kinds import Kind
-from disagg_operator.plan import Apply, CreatePod, Delete, EnsureKey, group_ready, holds
+from disagg_operator.plan import group_ready, holds
+from disagg_operator.timestamps import timestamp_s
 
 
 def kinds_of(plan):
@@ -57,7 +59,7 @@ def test_ended_pod_is_deleted_before_it_is_created_again(cluster, deployment, po
 def test_terminating_pod_is_waited_for(cluster, deployment, pods_of):
     cluster.converge(deployment())
     [name] = pods_of(cluster, "decode")
-    cluster.objects[Kind.POD, name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    cluster.objects[Kind.POD, name]["metadata"]["deletionTimestamp"] = timestamp_s(cluster.now)
     assert cluster.decide(deployment()).intents == ()
 
 
@@ -210,7 +212,7 @@ def test_group_is_ready_only_with_every_rank(cluster, deployment, pods_of):
     pods = [p for p in cluster.observed(wide).pods.values() if p.role == "prefill"]
     assert group_ready(pods, size=2)
     assert not group_ready(pods[:1], size=2)
-    assert not group_ready([pods[0], replace(pods[1], deleting=True)], size=2)
+    assert not group_ready([pods[0], replace(pods[1], deleted_at=1.0)], size=2)
 
 
 SPECS = st.fixed_dictionaries(

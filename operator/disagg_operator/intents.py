@@ -1,0 +1,43 @@
+"""The single steps of a plan: what is written, and why."""
+
+from dataclasses import dataclass, field
+
+from disagg_operator.kinds import Json, Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    kind: Kind
+    body: Json = field(repr=False)
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreatePod:
+    body: Json = field(repr=False)
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsureKey:
+    """The Secret of a revision; it belongs to the revision's Service, and goes with it."""
+
+    name: str
+    revision: str
+    service: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    kind: Kind
+    name: str
+    uid: str
+    reason: str
+    ended: bool = False  # a pod that had come to its end by itself
+    force: bool = False  # its node is dead: do not wait for the kubelet
+
+
+Intent = Apply | CreatePod | EnsureKey | Delete
