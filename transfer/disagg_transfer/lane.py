@@ -1,9 +1,11 @@
 """The thread that owns every NIXL call of one arena.
 
 NIXL's default mode is not thread safe, and its software transports block in `post` for about the
-whole copy; so one thread posts bounded pieces in turn, and deadlines live elsewhere. A read that
-is abandoned posts no further piece, but its extent is settled only when the piece under way is in
-a terminal state: NIXL cannot take bytes back.
+whole copy; so one thread posts bounded pieces, and deadlines live elsewhere. Per peer a few pieces
+are under way at a time, the reads of a peer take turns by piece, and a small read passes the large
+ones: it waits for what is under way, never for whole payloads. A read that is abandoned posts no
+further piece, but its extent is settled only when its pieces under way are in a terminal state:
+NIXL cannot take bytes back.
 """
 
 import contextlib
@@ -12,41 +14,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from disagg_transfer.errors import FabricError, PeerDisconnectedError
-from disagg_transfer.nixl_fabric import Fabric, Handle, Progress
+from disagg_transfer.nixl_fabric import Fabric, Progress
+from disagg_transfer.reads import WINDOW_BYTES, Listener, PeerReads, Piece, Read, ReadEvent
+from disagg_transfer.ucx import UcxSettings
 
-PIECE_BYTES: Final = 8 << 20
+__all__ = ["Lane", "Listener", "Read", "ReadEvent"]
+
 _SPIN_S: Final = 200e-6
 _NAP_S: Final = 200e-6
+# A name that is loaded again right after its removal may meet its old connection's reset
+# (ai-dynamo/nixl#2109). Only a peer that lost its session and kept its process comes back so.
+RELOAD_PAUSE_S: Final = 0.1
 
 
-class ReadEvent(Enum):
-    POSTED = "posted"  # the first piece is with NIXL
-    DONE = "done"  # terminal: every byte is here
-    FAILED = "failed"  # terminal: nothing moves any more
-    SETTLED = "settled"  # terminal, after abandon
-
-
-Listener = Callable[[ReadEvent, str], None]  # called on the lane's thread
-
-
-@dataclass(slots=True, eq=False)
-class Read:
-    """One payload under way."""
-
-    peer: str
-    local: int
-    remote: int
-    nbytes: int
-    listener: Listener
-    position: int = 0
-    handle: Handle | None = None
-    abandoned: bool = False
-    piece: int = field(default=0)
+class OpenFabric(Protocol):
+    def __call__(self, name: str, *, base: int, size: int, ucx: UcxSettings) -> Fabric: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +40,27 @@ class _Call:
     peer: str
     action: Callable[[Fabric], None]
     finished: Callable[[FabricError | None], None]
+    removes: bool
 
 
 class Lane:
     """Commands in by a queue, events out by callbacks."""
 
     def __init__(
-        self, name: str, *, base: int, size: int, open_fabric: type[Fabric] = Fabric
+        self,
+        name: str,
+        *,
+        base: int,
+        size: int,
+        ucx: UcxSettings,
+        open_fabric: OpenFabric = Fabric,
     ) -> None:
         self._name, self._base, self._size = name, base, size
-        self._open_fabric = open_fabric
+        self._ucx, self._open_fabric = ucx, open_fabric
         self._commands: queue.SimpleQueue[Read | _Call | None] = queue.SimpleQueue()
-        self._active: deque[Read] = deque()
+        self._queues: dict[str, PeerReads] = {}  # of peers with a read under way
         self._calls: deque[_Call] = deque()
+        self._removed: dict[str, float] = {}  # peers removed just now, and when
         self._started = threading.Event()
         self._fault: FabricError | None = None
         self._metadata = b""
@@ -96,10 +90,14 @@ class Lane:
     def add_peer(
         self, name: str, metadata: bytes, finished: Callable[[FabricError | None], None]
     ) -> None:
-        self._commands.put(_Call(name, lambda fabric: fabric.add_peer(name, metadata), finished))
+        self._commands.put(
+            _Call(name, lambda fabric: fabric.add_peer(name, metadata), finished, removes=False)
+        )
 
     def remove_peer(self, name: str, finished: Callable[[FabricError | None], None]) -> None:
-        self._commands.put(_Call(name, lambda fabric: fabric.remove_peer(name), finished))
+        self._commands.put(
+            _Call(name, lambda fabric: fabric.remove_peer(name), finished, removes=True)
+        )
 
     def read(self, peer: str, *, local: int, remote: int, nbytes: int, listener: Listener) -> Read:
         read = Read(peer, local, remote, nbytes, listener)
@@ -112,30 +110,30 @@ class Lane:
 
     def _run(self) -> None:
         try:
-            fabric = self._open_fabric(self._name, base=self._base, size=self._size)
+            fabric = self._open_fabric(self._name, base=self._base, size=self._size, ucx=self._ucx)
             self._metadata = fabric.metadata
         except FabricError as error:
             self._fault = error
             return
         finally:
             self._started.set()
-        idle_since = time.monotonic()
+        moved_at = time.monotonic()
         while self._take_commands(fabric):
             if self._turn(fabric):
-                idle_since = time.monotonic()
-            elif self._active and time.monotonic() - idle_since > _SPIN_S:
+                moved_at = time.monotonic()
+            elif time.monotonic() - moved_at > _SPIN_S:
                 time.sleep(_NAP_S)
 
     def _take_commands(self, fabric: Fabric) -> bool:
         """Take what has come in; wait for it when nothing is under way. False ends the lane."""
-        wait = not self._active and not self._calls
+        wait = not self._queues and not self._calls
         while wait or not self._commands.empty():
             command = self._commands.get()
             wait = False
             if command is None:
                 return False
             if isinstance(command, Read):
-                self._active.append(command)
+                self._queues.setdefault(command.peer, PeerReads()).add(command)
             else:
                 self._calls.append(command)
         self._answer_calls(fabric)
@@ -143,71 +141,110 @@ class Lane:
 
     def _answer_calls(self, fabric: Fabric) -> None:
         """A peer is loaded or removed only while no read of it is under way; in order per peer."""
-        busy = {read.peer for read in self._active}
-        for _ in range(len(self._calls)):
-            call = self._calls.popleft()
-            if call.peer in busy:
+        if not self._calls:
+            return
+        now = time.monotonic()
+        self._removed = {
+            peer: at for peer, at in self._removed.items() if now - at < RELOAD_PAUSE_S
+        }
+        waiting = {*self._queues, *self._removed}
+        calls, self._calls = self._calls, deque()
+        for call in calls:
+            if call.peer in waiting:
                 self._calls.append(call)
-            else:
-                _answer(call, fabric)
+                continue
+            _answer(call, fabric)
+            if call.removes:
+                self._removed[call.peer] = now
+                waiting.add(call.peer)
 
     def _turn(self, fabric: Fabric) -> bool:
-        """One look at every read under way; whether anything moved."""
+        """One look at every peer's reads; whether anything moved."""
         moved = False
-        for _ in range(len(self._active)):
-            read = self._active.popleft()
-            before = (read.position, read.handle)
-            if not self._advance(fabric, read):
-                self._active.append(read)
-            moved |= before != (read.position, read.handle)
+        for peer, reads in list(self._queues.items()):
+            moved |= _poll_pieces(fabric, reads)
+            moved |= _tell_ended(reads)  # before posting, which may take as long as a piece
+            moved |= _post_pieces(fabric, reads)
+            moved |= _tell_ended(reads)
+            if not reads.reads:
+                del self._queues[peer]
         return moved
 
-    def _advance(self, fabric: Fabric, read: Read) -> bool:
-        """Poll or post one piece; True when the read is in a terminal state."""
-        try:
-            if read.handle is not None:
-                if fabric.poll(read.handle) is Progress.ACTIVE:
-                    return False
-                self._finish_piece(fabric, read)
-            if read.abandoned:
-                read.listener(ReadEvent.SETTLED, "")
-                return True
-            if read.position == read.nbytes:
-                read.listener(ReadEvent.DONE, "")
-                return True
-            self._post_piece(fabric, read)
-        except FabricError as error:
-            self._fail(fabric, read, error)
-            return True
-        return False
 
-    def _post_piece(self, fabric: Fabric, read: Read) -> None:
-        read.piece = min(PIECE_BYTES, read.nbytes - read.position)
-        read.handle = fabric.read(
+def _poll_pieces(fabric: Fabric, reads: PeerReads) -> bool:
+    pieces, reads.pieces = reads.pieces, []
+    for piece in pieces:
+        try:
+            active = fabric.poll(piece.handle) is Progress.ACTIVE
+        except FabricError as error:
+            _end_piece(fabric, piece, error)
+        else:
+            if active:
+                reads.pieces.append(piece)
+            else:
+                _end_piece(fabric, piece, None)
+    return len(reads.pieces) < len(pieces)
+
+
+def _post_pieces(fabric: Fabric, reads: PeerReads) -> bool:
+    """At most a window's worth: transports that block in `post` would let nobody else in."""
+    posted = 0
+    while posted < WINDOW_BYTES:
+        read = reads.next()
+        if read is None:
+            break
+        posted += _post_piece(fabric, reads, read)
+    return posted > 0
+
+
+def _post_piece(fabric: Fabric, reads: PeerReads, read: Read) -> int:
+    nbytes = read.next_bytes
+    first = read.position == 0
+    try:
+        handle = fabric.read(
             read.peer,
             local=read.local + read.position,
             remote=read.remote + read.position,
-            nbytes=read.piece,
+            nbytes=nbytes,
         )
-        if read.position == 0:
-            read.listener(ReadEvent.POSTED, "")
-        if fabric.post(read.handle) is Progress.DONE:
-            self._finish_piece(fabric, read)
+    except FabricError as error:
+        read.fault = error
+        return nbytes
+    piece = Piece(read, handle, nbytes)
+    read.position += nbytes
+    read.pieces += 1
+    if first:
+        read.listener(ReadEvent.POSTED, "")
+    try:
+        if fabric.post(handle) is Progress.DONE:
+            _end_piece(fabric, piece, None)
+        else:
+            reads.pieces.append(piece)
+    except FabricError as error:
+        _end_piece(fabric, piece, error)
+    reads.line_up(read)
+    return nbytes
 
-    def _finish_piece(self, fabric: Fabric, read: Read) -> None:
-        handle, read.handle = read.handle, None
-        read.position += read.piece
-        if handle is not None:
-            fabric.release(handle)
 
-    def _fail(self, fabric: Fabric, read: Read, error: FabricError) -> None:
-        if read.handle is not None:
-            # An error is terminal for the handle; one NIXL refuses to release moves nothing more.
-            with contextlib.suppress(FabricError):
-                fabric.release(read.handle)
-            read.handle = None
-        lost = "lost: " if isinstance(error, PeerDisconnectedError) else ""
-        read.listener(ReadEvent.SETTLED if read.abandoned else ReadEvent.FAILED, f"{lost}{error}")
+def _end_piece(fabric: Fabric, piece: Piece, error: FabricError | None) -> None:
+    piece.read.pieces -= 1
+    piece.read.fault = piece.read.fault or error
+    # An error is terminal for the handle; one NIXL refuses to release moves nothing more.
+    with contextlib.suppress(FabricError):
+        fabric.release(piece.handle)
+
+
+def _tell_ended(reads: PeerReads) -> bool:
+    ended = reads.take_ended()
+    for read in ended:
+        lost = "lost: " if isinstance(read.fault, PeerDisconnectedError) else ""
+        if read.abandoned:
+            read.listener(ReadEvent.SETTLED, f"{lost}{read.fault or ''}")
+        elif read.fault is not None:
+            read.listener(ReadEvent.FAILED, f"{lost}{read.fault}")
+        else:
+            read.listener(ReadEvent.DONE, "")
+    return bool(ended)
 
 
 def _answer(call: _Call, fabric: Fabric) -> None:

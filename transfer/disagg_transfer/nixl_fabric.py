@@ -8,11 +8,13 @@ for handles in a terminal state only.
 """
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, NewType
 
 from disagg_transfer.errors import FabricError, PeerDisconnectedError
+from disagg_transfer.ucx import UcxSettings
 
 try:
     from nixl_cu13 import _bindings as nixl
@@ -22,8 +24,6 @@ except ImportError:
 Handle = NewType("Handle", int)
 
 PROGRESS_DELAY_US: Final = 1000
-# A black-holed TCP peer is an error after this, not after the kernel's quarter of an hour.
-UCX_SETTINGS: Final = "TCP_USER_TIMEOUT=5s"
 
 _ERRORS: Final = tuple(
     getattr(nixl, name) for name in dir(nixl) if name.startswith("nixl") and name.endswith("Error")
@@ -45,19 +45,32 @@ def _translated(action: str) -> Iterator[None]:
         raise FabricError(f"{action}: {type(error).__name__}: {error}") from error
 
 
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """UCX reads them while its context is made; what is set already wins."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
 class Fabric:
     """One NIXL agent with one registered region. Every method belongs to one thread."""
 
-    def __init__(self, name: str, *, base: int, size: int) -> None:
+    def __init__(self, name: str, *, base: int, size: int, ucx: UcxSettings) -> None:
         config = nixl.nixlAgentConfig()
         config.useProgThread = True
         config.useListenThread = False
         config.syncMode = nixl.NIXL_THREAD_SYNC_NONE
         config.pthrDelay = PROGRESS_DELAY_US
         self.name = name
-        with _translated("create the NIXL agent"):
+        action = f"create the NIXL agent ({ucx}; UCX has logged what this machine has)"
+        with _environment(ucx.environment), _translated(action):
             self._agent: Any = nixl.nixlAgent(name, config)
-            self._backend = self._agent.createBackend("UCX", {"engine_config": UCX_SETTINGS})
+            self._backend = self._agent.createBackend("UCX", {"engine_config": ucx.engine_config})
             region = nixl.nixlRegDList(nixl.DRAM_SEG, [(base, size, 0, b"")])
             self._agent.registerMem(region, [self._backend])
             self.metadata: bytes = self._agent.getLocalMD()

@@ -16,6 +16,7 @@ from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
 from disagg_transfer.limits import Heartbeat, QuarantineLimits, heartbeat, quarantine_limits
 from disagg_transfer.registry import entries, lookup
+from disagg_transfer.ucx import Transport, UcxSettings
 
 # Long enough for a cold first connection (38 s were seen once, on RDMA, before warm-up).
 DEFAULT_TIMEOUT_S: Final = 30.0
@@ -25,6 +26,7 @@ DEFAULT_ARENA_BYTES: Final = 256 << 20
 MAX_ARENA_BYTES: Final = 1 << 44
 MIN_KEY_BYTES: Final = 16
 MAX_TIMEOUT_S: Final = 24 * 3600.0
+_DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}(?::\d{1,3})?\Z")
 _PEER = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?\Z")
 
 
@@ -60,6 +62,7 @@ class Settings:
     fault_switch: FaultSwitch
     quarantine: QuarantineLimits
     heartbeat: Heartbeat
+    ucx: UcxSettings
 
     @property
     def admin_socket(self) -> Path:
@@ -92,6 +95,10 @@ def from_environment(env: Mapping[str, str]) -> Settings:
         fault_switch=_member(env, contract.ENV_FAULT_SWITCH, FaultSwitch, FaultSwitch.DISABLED),
         quarantine=quarantine_limits(env),
         heartbeat=heartbeat(env),
+        ucx=UcxSettings(
+            transport=_member(env, contract.ENV_TRANSPORT, Transport, Transport.ANY),
+            devices=_devices(env),
+        ),
     )
 
 
@@ -160,6 +167,17 @@ def _key(env: Mapping[str, str]) -> bytes:
             f"at least {MIN_KEY_BYTES} are needed"
         )
     return raw
+
+
+def _devices(env: Mapping[str, str]) -> tuple[str, ...]:
+    names = [part.strip() for part in env.get(contract.ENV_NET_DEVICES, "").split(",")]
+    for name in filter(None, names):
+        if not _DEVICE.match(name):
+            raise SettingsError(
+                f"{contract.ENV_NET_DEVICES}: {name!r} is not a device name such as eth0 or "
+                "mlx5_0:1; list them with commas, or leave it empty for any"
+            )
+    return tuple(filter(None, names))
 
 
 def _peers(env: Mapping[str, str]) -> tuple[Address, ...]:

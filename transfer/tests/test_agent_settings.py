@@ -5,6 +5,7 @@ import pytest
 from disagg_transfer.contract import Stage
 from disagg_transfer.errors import SettingsError
 from disagg_transfer.settings import Address, from_environment, parse_address
+from disagg_transfer.ucx import Transport
 
 
 @pytest.fixture
@@ -37,6 +38,8 @@ def test_a_full_environment_is_read(env):
             "DISAGG_STATE_TYPES": "kv, dsa",
             "DISAGG_PEER_SERVICE": "svc.ns.svc,10.0.0.1:1234",
             "DISAGG_ARENA_BYTES": "5000",
+            "DISAGG_TRANSPORT": "rdma",
+            "DISAGG_NET_DEVICES": "mlx5_0:1, mlx5_1:1",
             "DISAGG_TIMEOUTS": '{"default": 3, "stages": {"wire": 1.5}, "stateTypes": {"dsa": 2}}',
         }
     )
@@ -46,6 +49,8 @@ def test_a_full_environment_is_read(env):
         Address(host="10.0.0.1", port=1234),
     )
     assert settings.arena_bytes == 8192
+    assert settings.ucx.transport is Transport.RDMA
+    assert settings.ucx.devices == ("mlx5_0:1", "mlx5_1:1")
     assert settings.timeouts.limit(Stage.WIRE, "nsa") == 2
     assert settings.timeouts.limit(Stage.WIRE) == 1.5
     assert settings.timeouts.limit(Stage.SCATTER) == 3
@@ -63,6 +68,8 @@ def test_a_full_environment_is_read(env):
         ("DISAGG_STATE_TYPES", "kv,ring", "'ring' is not known; known: block_scale"),
         ("DISAGG_INTEGRITY", "maybe", "'maybe' is not one of always, off"),
         ("DISAGG_FAULT_SWITCH", "1", "'1' is not one of enabled, disabled"),
+        ("DISAGG_TRANSPORT", "ib", "'ib' is not one of any, rdma, tcp"),
+        ("DISAGG_NET_DEVICES", "eth0,mlx5 0", "'mlx5 0' is not a device name"),
         ("DISAGG_PEER_SERVICE", "a:b:c", "'a:b:c' is not host or host:port"),
         ("DISAGG_TIMEOUTS", "{", "not JSON"),
         ("DISAGG_TIMEOUTS", "[]", "must be an object"),

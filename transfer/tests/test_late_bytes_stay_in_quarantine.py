@@ -89,7 +89,7 @@ def test_a_stopped_peer_s_bytes_land_late_and_only_then_is_their_extent_free(
             assert not_ready(late.decode).startswith("LanePoisoned: lane ")
             assert f"{BIG * MIB} of them by a read from prefill" in not_ready(late.decode)
             # What is free is handed out; the rest is not, however long somebody waits for it.
-            move(late.d, engine, peer=peer, room=next(rooms), items=80)
+            move(late.d, engine, peer=peer, room=next(rooms), items=20)
             with pytest.raises(ArenaFull, match=r"no room .* within 0.5 s"):
                 move(late.d, engine, peer=peer, room=next(rooms), items=120)
             assert late.decode.report().arena.unsettled == BIG * MIB
@@ -100,4 +100,5 @@ def test_a_stopped_peer_s_bytes_land_late_and_only_then_is_their_extent_free(
     assert landed_late, "nothing landed late: the peer was stopped too late to show anything"
     assert all(after[at : at + PAGE] == payload[at : at + PAGE] for at in landed_late)
     kit.until(lambda: late.decode.report().ready)
+    late.items = {"kv": 20}  # all of it within half a second is more than a busy machine promises
     late.round_trip(next(rooms))

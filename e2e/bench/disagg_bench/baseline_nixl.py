@@ -1,7 +1,7 @@
 """Plain NIXL between two processes' own memory: what engines do without an agent.
 
-Settings as in the agent's fabric, sleeping progress thread included, so that a ratio compares the
-ways of moving a request and nothing else. READ of one contiguous range, or of prepared lists with
+Settings of the agent's own fabric, UCX's and the sleeping progress thread included, so that a ratio
+compares the ways of moving a request and nothing else. READ of one contiguous range, or of prepared lists with
 one descriptor per page of the pool and an index array per request.
 """
 
@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 from nixl_cu13 import _bindings as nixl
+
+from disagg_transfer.ucx import UcxSettings
 
 Descriptors = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 Indices = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -28,13 +30,14 @@ class PlainNixl:
     """One NIXL agent over one pool."""
 
     def __init__(self, name: str, *, base: int, nbytes: int) -> None:
-        config = nixl.nixlAgentConfig()
-        config.useProgThread = True
-        config.useListenThread = False
-        config.syncMode = nixl.NIXL_THREAD_SYNC_NONE
-        config.pthrDelay = _PROGRESS_DELAY_US
-        self._agent: Any = nixl.nixlAgent(name, config)
-        self._backend = self._agent.createBackend("UCX", {})
+        agent = nixl.nixlAgentConfig()
+        agent.useProgThread = True
+        agent.useListenThread = False
+        agent.syncMode = nixl.NIXL_THREAD_SYNC_NONE
+        agent.pthrDelay = _PROGRESS_DELAY_US
+        self._agent: Any = nixl.nixlAgent(name, agent)
+        config = UcxSettings().engine_config
+        self._backend = self._agent.createBackend("UCX", {"engine_config": config})
         self._region = nixl.nixlRegDList(nixl.DRAM_SEG, [(base, nbytes, 0, b"")])
         self._agent.registerMem(self._region, [self._backend])
         self._here = self._there = 0

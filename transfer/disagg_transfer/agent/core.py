@@ -56,7 +56,9 @@ class Agent:
             incarnation=secrets.token_hex(6),
         )
         memory = ArenaMemory(settings.arena_bytes)
-        self._lane = Lane(fabric_name(self._us), base=memory.base, size=memory.size)
+        self._lane = Lane(
+            fabric_name(self._us), base=memory.base, size=memory.size, ucx=settings.ucx
+        )
         self._metrics = Metrics()
         self._changes = Changes()
         self._outcomes = Outcomes(self._metrics, self._changes)
