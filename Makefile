@@ -10,7 +10,7 @@ ENV_KEY := $(shell { cat requirements/dev.txt; $(PYTHON) -V; } | sha256sum | cut
 VENV    := $(DISAGG_CACHE)/venv-$(ENV_KEY)
 BIN     := $(VENV)/bin
 export UV_CACHE_DIR ?= $(DISAGG_CACHE)/uv
-export PYTHONPATH := $(CURDIR)/operator:$(CURDIR)/transfer:$(CURDIR)/e2e/engine:$(CURDIR)/e2e/cluster:$(CURDIR)/e2e/scenarios:$(CURDIR)/e2e/bench
+export PYTHONPATH := $(CURDIR)/operator:$(CURDIR)/transfer:$(CURDIR)/e2e/engine:$(CURDIR)/e2e/cluster:$(CURDIR)/e2e/scenarios:$(CURDIR)/e2e/bench:$(CURDIR)/e2e/faults
 export PATH := $(BIN):$(PATH)
 # The same thread count everywhere: float sums, and so tokens, depend on it.
 export OMP_NUM_THREADS := 1

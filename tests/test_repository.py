@@ -15,6 +15,7 @@ PACKAGES = (
     "e2e/cluster/disagg_cluster",
     "e2e/scenarios/disagg_scenarios",
     "e2e/bench/disagg_bench",
+    "e2e/faults/disagg_faults",
 )
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 BANNED = {"manager", "helper", "helpers", "util", "utils", "common", "misc"}

@@ -46,11 +46,12 @@ class LocalAgent:
         integrity: str = "always",
         faults: bool = False,  # DISAGG_FAULT_SWITCH=enabled
         env: Mapping[str, str] | None = None,  # wins over everything above
+        launch: Sequence[str] = (),  # before the command: "ip", "netns", "exec", NAME; no HTTP then
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.socket_path = str(folder / "agent.sock")
-        self._key = key
+        self._key, self._launch = key, tuple(launch)
         self._env = {
             contract.ENV_NAMESPACE: "local",
             contract.ENV_DEPLOYMENT: deployment,
@@ -128,7 +129,7 @@ class LocalAgent:
         (self.folder / "admin.sock").unlink(missing_ok=True)
         with (self.folder / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "disagg_transfer.cli", "serve"],
+                [*self._launch, sys.executable, "-m", "disagg_transfer.cli", "serve"],
                 env={**os.environ, **self._env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,0 +1,184 @@
+"""What may become of a request under which fault. Pure: the judgement of what was seen.
+
+A request is exact on both sides or failed with a cause on both, each within its time. What a fault
+does not touch must be exact; a cause must be one that the fault explains.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from disagg_faults.model import ITEM_BYTES, NAMES, STATE_TYPES
+from disagg_faults.orders import Ending, Outcome
+from disagg_faults.plan import DECODE, SHORT_STOP_S, STAGE_S, Fault, Kind, Request, Step
+from disagg_faults.relay import Corruption
+from disagg_transfer.contract import Cause
+
+SLACK_S: Final = 3.0  # a busy machine's
+RELAY_S: Final = 1.0  # a failure of one side is told to the other within this
+_RELAY_SLACK_S: Final = 1.0
+_STAGES: Final = 5  # the most that follow one another: bootstrap, queue, allocate, wire, confirm
+_RESTART_S: Final = 10.0  # a process that was killed is up again within this
+
+_LOST: Final = frozenset(
+    {
+        Cause.PEER_LOST,
+        Cause.PEER_UNREACHABLE,
+        Cause.ENGINE_LOST,
+        Cause.TRANSPORT_ERROR,
+        Cause.TIMEOUT,
+        Cause.EPOCH_MISMATCH,
+    }
+)
+_CAUSES: Final[Mapping[Kind, frozenset[str]]] = {
+    Kind.NOTHING: frozenset(),
+    Kind.KILL_AGENT: _LOST | {"AgentUnavailable"},
+    Kind.STOP_AGENT: _LOST,
+    Kind.KILL_ENGINE: frozenset({Cause.ENGINE_LOST, Cause.EPOCH_MISMATCH, Cause.TIMEOUT}),
+    Kind.STOP_ENGINE: frozenset({Cause.TIMEOUT}),
+    Kind.LOSE_PACKETS: _LOST,
+    Kind.CORRUPT: _LOST | {Cause.AUTHENTICATION_FAILED},
+    Kind.WITHHOLD: frozenset({Cause.TIMEOUT}),
+    Kind.ZERO: frozenset({Cause.DIGEST_MISMATCH}),
+}
+# The control connection stays: both sides hear of a failure together.
+_CONNECTED: Final = frozenset({Kind.NOTHING, Kind.WITHHOLD, Kind.ZERO})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One request and what either engine says of it; None: it had not ended in its time."""
+
+    request: Request
+    prefill: Outcome | None
+    decode: Outcome | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What an agent says it has moved whole, by state type, since it started."""
+
+    incarnation: str
+    transfers: Mapping[str, int]
+
+
+def patience_s(step: Step) -> float:
+    """How long after its order any side of the step's requests may take."""
+    lag_s = max(
+        request.prefill_lag_s + request.decode_lag_s + request.hold_s for request in step.requests
+    )
+    blow_s = sum(fault.after_s + fault.lasting_s + _stall_s(fault) for fault in step.faults)
+    restart_s = _RESTART_S if any(_restarts(fault) for fault in step.faults) else 0.0
+    return lag_s + blow_s + restart_s + _STAGES * STAGE_S + SLACK_S
+
+
+def judge(step: Step, seen: Iterable[Seen]) -> Iterator[str]:
+    """Every violation, in words."""
+    for one in seen:
+        for words in _judge_request(step, one):
+            yield f"room {one.request.room} ({one.request.prefill}): {words}"
+
+
+def judge_counts(
+    *, before: Counted, after: Counted, seen: Iterable[Seen], pod: str
+) -> Iterator[str]:
+    """Whether an agent that lived through the step has counted what its engine saw."""
+    if before.incarnation != after.incarnation:
+        return
+    expected = Counter(
+        state_type
+        for one in seen
+        if _exact_at(one, pod)
+        for state_type in (STATE_TYPES[name] for name in NAMES)
+    )
+    counted = Counter(after.transfers)
+    counted.subtract(before.transfers)
+    if any(counted[name] != expected[name] for name in STATE_TYPES.values()):
+        yield f"{pod} counts {dict(counted)} transfers, its engine saw {dict(expected)}"
+
+
+def _exact_at(one: Seen, pod: str) -> bool:
+    if pod == DECODE:
+        return one.decode is not None and one.decode.ending is Ending.EXACT
+    told = one.prefill is not None and one.prefill.ending is Ending.EXACT
+    return told and one.request.prefill == pod
+
+
+def _judge_request(step: Step, one: Seen) -> Iterator[str]:
+    if one.prefill is None or one.decode is None:
+        sides = [name for name in ("prefill", "decode") if getattr(one, name) is None]
+        yield f"{' and '.join(sides)} did not end within {patience_s(step):.1f} s"
+        return
+    faults = [fault for fault in step.faults if _touches(fault, one.request)]
+    for side, outcome in (("prefill", one.prefill), ("decode", one.decode)):
+        yield from (f"{side} {words}" for words in _judge_ending(one.request, faults, outcome))
+    endings = {one.prefill.ending, one.decode.ending}
+    if not faults and len(endings) > 1:
+        yield f"prefill ended {one.prefill.ending}, decode {one.decode.ending}"
+    if all(fault.kind in _CONNECTED for fault in faults):
+        yield from _judge_relay(one.request, one.prefill, one.decode)
+
+
+def _judge_ending(request: Request, faults: list[Fault], outcome: Outcome) -> Iterator[str]:
+    causes = {cause for fault in faults for cause in _CAUSES[fault.kind]}
+    if request.abort:
+        causes |= {Cause.ABORTED}
+    match outcome.ending:
+        case Ending.WRONG:
+            yield "took wrong bytes for good"
+        case Ending.DIED if not any(fault.kind is Kind.KILL_ENGINE for fault in faults):
+            yield "died of itself"
+        case Ending.FAILED if outcome.cause not in causes:
+            allowed = ", ".join(sorted(causes)) or "none"
+            yield (
+                f"failed with {outcome.cause} in {outcome.stage}: {outcome.detail} "
+                f"(causes that its faults explain: {allowed})"
+            )
+        case Ending.EXACT if request.abort:
+            yield "is exact though prefill's engine gave it up"
+        case Ending.EXACT if _doomed(request, faults):
+            yield "is exact though its bytes were withheld or wiped"
+
+
+def _judge_relay(request: Request, prefill: Outcome, decode: Outcome) -> Iterator[str]:
+    """Neither side hears of a failure before it has come; the later one is not to blame for it."""
+    came_s = prefill.began_at + request.prefill_lag_s, decode.began_at + request.decode_lag_s
+    knew_s = max(min(prefill.ended_at, decode.ended_at), *came_s)
+    late_s = max(prefill.ended_at, decode.ended_at) - knew_s
+    failed = Ending.FAILED in (prefill.ending, decode.ending)
+    if failed and late_s > RELAY_S + _RELAY_SLACK_S:
+        yield f"one side knew of its failure {late_s:.1f} s before the other"
+
+
+def _touches(fault: Fault, request: Request) -> bool:
+    """Whether the fault may cost this request anything."""
+    if fault.kind in (Kind.STOP_AGENT, Kind.STOP_ENGINE) and fault.lasting_s <= SHORT_STOP_S:
+        return False
+    if fault.kind in (Kind.WITHHOLD, Kind.ZERO):
+        return fault.target == request.prefill and _doomed(request, [fault])
+    return fault.target in (request.prefill, DECODE)
+
+
+def _doomed(request: Request, faults: list[Fault]) -> bool:
+    """Whether no luck can make the request exact: an offer is missing, or its bytes are wiped."""
+    for fault in faults:
+        sizes = [
+            request.items[name] * ITEM_BYTES[name]
+            for name in NAMES
+            if STATE_TYPES[name] == fault.state_type
+        ]
+        if fault.kind is Kind.WITHHOLD and sizes:
+            return True
+        if fault.kind is Kind.ZERO and any(sizes):
+            return True
+    return False
+
+
+def _stall_s(fault: Fault) -> float:
+    stalls = fault.blow is not None and fault.blow.corruption is Corruption.STALL
+    return fault.blow.stall_s if stalls and fault.blow else 0.0
+
+
+def _restarts(fault: Fault) -> bool:
+    return fault.kind in (Kind.KILL_AGENT, Kind.KILL_ENGINE)

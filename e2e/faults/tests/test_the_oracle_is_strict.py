@@ -1,0 +1,179 @@
+"""What the oracle lets pass and what it does not, without any process."""
+
+import dataclasses
+
+import pytest
+
+from disagg_faults.model import NAMES
+from disagg_faults.oracle import Counted, Seen, judge, judge_counts, patience_s
+from disagg_faults.orders import Ending, Order, Outcome, read_order, read_outcome
+from disagg_faults.plan import Fault, Kind, Request, Step
+from disagg_faults.relay import Blow, Corruption, Direction
+
+ITEMS = dict.fromkeys(NAMES, 1) | {"none": 0, "swa": 0}
+REQUEST = Request(
+    room=1,
+    prefill="prefill-0",
+    items=ITEMS,
+    prefill_lag_s=0.1,
+    decode_lag_s=0.2,
+    hold_s=0.0,
+    abort=False,
+)
+EXACT = Outcome(room=1, ending=Ending.EXACT, began_at=10.0, ended_at=11.0)
+
+
+def failed(cause, *, stage="wire", ended_at=11.0):
+    return Outcome(
+        room=1,
+        ending=Ending.FAILED,
+        cause=cause,
+        stage=stage,
+        detail="words",
+        began_at=10.0,
+        ended_at=ended_at,
+    )
+
+
+def violations(prefill, decode, *faults, request=REQUEST):
+    step = Step(number=1, requests=(request,), faults=faults)
+    return list(judge(step, [Seen(request=request, prefill=prefill, decode=decode)]))
+
+
+def fault(kind, target="prefill-0", **fields):
+    return Fault(kind=kind, target=target, **fields)
+
+
+def test_exact_on_both_sides_is_right():
+    assert violations(EXACT, EXACT) == []
+
+
+def test_wrong_bytes_are_never_right():
+    wrong = dataclasses.replace(EXACT, ending=Ending.WRONG)
+    for kind in Kind:
+        words = violations(EXACT, wrong, fault(kind, state_type="kv", lasting_s=9))
+        assert "room 1 (prefill-0): decode took wrong bytes for good" in words
+
+
+def test_a_request_that_did_not_end_is_a_violation_whatever_the_fault():
+    (words,) = violations(EXACT, None, fault(Kind.KILL_AGENT))
+    assert "decode did not end within" in words
+    (words,) = violations(None, None, fault(Kind.KILL_AGENT))
+    assert "prefill and decode did not end within" in words
+
+
+def test_without_a_fault_nothing_may_fail():
+    words = violations(EXACT, failed("PeerLost"))
+    assert "decode failed with PeerLost in wire: words" in words[0]
+    assert "prefill ended exact, decode failed" in words[1]
+
+
+def test_a_fault_at_the_other_prefill_pod_excuses_nothing():
+    lost = failed("PeerLost")
+    assert violations(lost, lost, fault(Kind.KILL_AGENT, "prefill-1"))
+    assert not violations(lost, lost, fault(Kind.KILL_AGENT, "prefill-0"))
+    assert not violations(lost, lost, fault(Kind.KILL_AGENT, "decode-0"))
+
+
+def test_a_stop_shorter_than_every_deadline_excuses_nothing():
+    late = failed("Timeout")
+    assert violations(late, late, fault(Kind.STOP_AGENT, lasting_s=0.7))
+    assert not violations(late, late, fault(Kind.STOP_AGENT, lasting_s=4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        (Kind.KILL_AGENT, "DigestMismatch"),
+        (Kind.STOP_AGENT, "ProtocolError"),
+        (Kind.KILL_ENGINE, "PeerLost"),
+        (Kind.LOSE_PACKETS, "AuthenticationFailed"),
+        (Kind.WITHHOLD, "MissingState"),
+        (Kind.ZERO, "Timeout"),
+    ],
+)
+def test_a_cause_that_the_fault_does_not_explain_is_a_violation(kind, cause):
+    failure = failed(cause)
+    (words, *_) = violations(failure, failure, fault(kind, state_type="kv", lasting_s=4))
+    assert "causes that its faults explain" in words
+
+
+def test_withheld_and_wiped_requests_must_fail():
+    for kind, cause in ((Kind.WITHHOLD, "Timeout"), (Kind.ZERO, "DigestMismatch")):
+        struck = fault(kind, state_type="kv")
+        assert "withheld or wiped" in violations(EXACT, EXACT, struck)[0]
+        assert violations(failed(cause), failed(cause), struck) == []
+
+
+def test_wiping_nothing_harms_nothing_but_withholding_an_empty_offer_does():
+    assert violations(EXACT, EXACT, fault(Kind.ZERO, state_type="swa")) == []
+    assert violations(EXACT, EXACT, fault(Kind.WITHHOLD, state_type="swa"))
+
+
+def test_a_failure_is_told_to_the_other_side_soon():
+    struck = fault(Kind.WITHHOLD, state_type="kv")
+    late = failed("Timeout", ended_at=14.0)
+    assert violations(late, failed("Timeout", ended_at=12.5), struck) == []
+    (words,) = violations(late, failed("Timeout", ended_at=11.0), struck)
+    assert "one side knew of its failure 3.0 s before the other" in words
+
+
+def test_who_comes_late_may_hear_late():
+    late = dataclasses.replace(REQUEST, prefill_lag_s=4.0)
+    struck = fault(Kind.WITHHOLD, state_type="kv")
+    told = failed("Timeout", ended_at=14.5)
+    assert violations(told, failed("Timeout", ended_at=11.0), struck, request=late) == []
+
+
+def test_a_request_given_up_fails_as_aborted_and_never_arrives():
+    given_up = dataclasses.replace(REQUEST, abort=True)
+    aborted = failed("Aborted")
+    assert violations(aborted, aborted, request=given_up) == []
+    assert violations(aborted, EXACT, request=given_up)
+    assert violations(aborted, aborted)
+
+
+def test_only_a_killed_engine_may_die():
+    died = dataclasses.replace(EXACT, ending=Ending.DIED)
+    lost = failed("EngineLost")
+    assert violations(died, lost, fault(Kind.KILL_ENGINE)) == []
+    assert "prefill died of itself" in violations(died, lost, fault(Kind.KILL_AGENT))[0]
+
+
+def test_patience_grows_with_what_the_step_does():
+    stall = Blow(
+        corruption=Corruption.STALL, direction=Direction.TO_DECODE, after=0, bit=0, stall_s=2.0
+    )
+
+    def patience(*faults):
+        return patience_s(Step(number=1, requests=(REQUEST,), faults=faults))
+
+    assert patience() < patience(fault(Kind.STOP_AGENT, lasting_s=4))
+    assert patience(fault(Kind.CORRUPT, blow=stall)) == pytest.approx(patience() + 2)
+    assert patience(fault(Kind.KILL_ENGINE)) == pytest.approx(patience() + 10)
+
+
+def counted(kv, *, incarnation="one"):
+    transfers = {"kv": kv, "mamba": 2 * kv, "none": kv, "nsa": kv, "swa": kv}
+    return Counted(incarnation=incarnation, transfers=transfers)
+
+
+def test_an_agent_must_have_counted_what_its_engine_saw():
+    seen = [Seen(request=REQUEST, prefill=EXACT, decode=EXACT)]
+
+    def told(kv, *, pod="decode-0", incarnation="one"):
+        after = counted(kv, incarnation=incarnation)
+        return list(judge_counts(before=counted(5), after=after, seen=seen, pod=pod))
+
+    assert told(6) == []
+    assert told(6, pod="prefill-0") == []
+    assert "its engine saw" in told(5)[0]
+    assert "its engine saw" in told(7)[0]
+    assert told(0, incarnation="two") == []
+    assert told(5, pod="prefill-1") == []
+
+
+def test_lines_between_the_campaign_and_its_engines_say_the_same_on_both_ends():
+    order = Order(room=3, items=ITEMS, peer="127.0.0.1:1", lag_s=0.5)
+    assert read_order(order.to_line()) == order
+    assert read_outcome(failed("Timeout").to_line()) == failed("Timeout")
