@@ -15,7 +15,7 @@ export PATH := $(BIN):$(PATH)
 # The same thread count everywhere: float sums, and so tokens, depend on it.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help setup cluster demo test test-unit test-cluster bench lint format generate clean-cluster clean
+.PHONY: help setup cluster demo test test-unit test-cluster bench fuzz lint format generate clean-cluster clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ test-cluster: setup ## Tests in real pods on the embedded cluster
 
 bench: setup ## The benchmark table; JSON in build/bench.json
 	@$(BIN)/python -m disagg_bench
+
+fuzz: setup ## Mutate what foreign bytes may be for a minute (FUZZ_SECONDS=60); finds stay as tests
+	@$(BIN)/python -m disagg_fuzz --seconds $(or $(FUZZ_SECONDS),60)
 
 lint: setup ## ruff, mypy strict, import-linter, charts and manifests
 	@$(BIN)/ruff format --check .

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from disagg_operator.observe import AgentView
-from disagg_transfer.contract import HTTP_PORT, PATH_REPORT, Report, ReportError, parse_report
+from disagg_transfer.contract import (
+    HTTP_PORT,
+    MAX_REPORT_BYTES,
+    PATH_REPORT,
+    Report,
+    ReportError,
+    parse_report,
+)
 
 # How long an agent holds an unchanged report back, and how much longer we wait for its answer.
 WAIT_S = 20
@@ -117,7 +124,7 @@ class ReportFeed:
         async with self._session.get(url, params=query, timeout=timeout) as response:
             if response.status != 200:
                 raise ReportError(f"HTTP {response.status} from {url}")
-            return parse_report(await response.read())
+            return parse_report(await _bounded(response.content, url))
 
     def _failed(self, owner: Owner, pod: str, view: AgentView, error: Exception) -> None:
         failing_since = self._clock() if view.failing_since is None else view.failing_since
@@ -133,6 +140,16 @@ class ReportFeed:
         followed.views[pod] = view
         if changed or (before is not None and bool(before.error) != bool(view.error)):
             self._wake(owner)
+
+
+async def _bounded(content: aiohttp.StreamReader, url: str) -> bytes:
+    """The whole body; whoever has the address of a pod that is gone may send without end."""
+    body = bytearray()
+    async for part in content.iter_any():
+        body += part
+        if len(body) > MAX_REPORT_BYTES:
+            raise ReportError(f"more than {MAX_REPORT_BYTES} bytes from {url}")
+    return bytes(body)
 
 
 def _cursor(view: AgentView) -> int | None:

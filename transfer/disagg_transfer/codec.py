@@ -2,7 +2,9 @@
 
 A message class carries its limits in its annotations: `Annotated[int, Between(0, 9)]` bounds a
 value, the same on str, bytes, tuples and dicts bounds a length. Bytes that do not fit are refused
-with a WireError that names message and field; a decoded message has been checked whole.
+with a WireError that names message and field; a decoded message has been checked whole. Lists and
+maps longer than any message has are refused before they are built: msgpack makes room for what a
+header announces, so 4 KB of nested headers would cost 33 MB.
 """
 
 import struct
@@ -38,7 +40,9 @@ class Codec:
     """A closed set of message classes; the class's name is its tag on the wire."""
 
     def __init__(self, messages: Iterable[type]) -> None:
-        self._readers = {kind.__name__: _record_reader(kind) for kind in messages}
+        self.kinds = tuple(messages)
+        self._readers = {kind.__name__: _record_reader(kind) for kind in self.kinds}
+        self._widest = max(2, *(_widest(kind) for kind in self.kinds))
 
     def encode(self, message: Any) -> bytes:
         packed: bytes = msgpack.packb([type(message).__name__, _plain(message)])
@@ -46,9 +50,15 @@ class Codec:
 
     def decode(self, data: bytes | memoryview) -> Any:
         try:
-            value = msgpack.unpackb(data, strict_map_key=True)
+            value = msgpack.unpackb(
+                data,
+                strict_map_key=True,
+                max_array_len=self._widest,
+                max_map_len=self._widest,
+                max_ext_len=0,
+            )
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-            raise WireError(f"not msgpack: {error}") from error
+            raise WireError(f"not msgpack: {type(error).__name__} {error}") from error
         if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):
             raise WireError("a message is a pair of its name and its fields")
         reader = self._readers.get(value[0])
@@ -70,6 +80,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return value.value
     return value
+
+
+def _widest(hint: Any) -> int:
+    """The longest list or map that a value of this type may hold, at any depth."""
+    if is_dataclass(hint):
+        hints = get_type_hints(hint, include_extras=True)
+        return max(len(hints), *map(_widest, hints.values()), 0)
+    own = 0
+    if get_origin(hint) is Annotated:
+        inner, limit = get_args(hint)
+        own = limit.high if get_origin(inner) in (tuple, dict) else 0
+    return max(own, 0, *(_widest(part) for part in get_args(hint)))
 
 
 def _record_reader(kind: type) -> _Reader:

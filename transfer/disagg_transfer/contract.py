@@ -6,14 +6,14 @@ closed sets of stages and causes, the names of the known state types, and the re
 reads the reports of older agents, so the operator is upgraded first.
 """
 
-import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from disagg_transfer.strict_json import ShapeError, from_json, since, to_json
+from disagg_transfer.strict_json import ShapeError, from_json, parse_json, shown, since, to_json
 
 REPORT_VERSION: Final = 2  # 2 added preflight, the reason for the transport, and strangers
+MAX_REPORT_BYTES: Final = 16 << 20
 
 ENV_NAMESPACE: Final = "DISAGG_NAMESPACE"
 ENV_DEPLOYMENT: Final = "DISAGG_DEPLOYMENT"
@@ -318,14 +318,16 @@ def parse_report(data: bytes) -> Report:
     """A report of this version or an older one. A newer one is refused: what it adds may be the
     very thing that should be told.
     """
+    if len(data) > MAX_REPORT_BYTES:
+        raise ReportError(f"report: {len(data)} bytes; at most {MAX_REPORT_BYTES}")
     try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise ReportError(f"report: not JSON: {error}") from error
+        value = parse_json(data)
+    except ShapeError as error:
+        raise ReportError(f"report: {error}") from error
     version = value.get("version") if isinstance(value, dict) else REPORT_VERSION
     if type(version) is not int or not 1 <= version <= REPORT_VERSION:
         raise ReportError(
-            f"report.version: {version!r} is not within 1..{REPORT_VERSION}; "
+            f"report.version: {shown(version)} is not within 1..{REPORT_VERSION}; "
             "the agent is newer than the operator: upgrade the operator first"
         )
     try:

@@ -79,7 +79,7 @@ class Fabric:
         """Load a peer; its metadata must carry the name that its session authenticated."""
         with _translated(f"load metadata of {name}"):
             told = self._agent.loadRemoteMD(metadata)
-        said = told.decode() if isinstance(told, bytes) else str(told)
+        said = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
         if said != name:
             self.remove_peer(said)
             raise FabricError(f"metadata names {said!r}, the session says {name!r}")

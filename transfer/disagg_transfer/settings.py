@@ -1,7 +1,5 @@
 """The agent's settings, from its environment; every bad value is refused by name."""
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
 from disagg_transfer.limits import Heartbeat, QuarantineLimits, heartbeat, quarantine_limits
 from disagg_transfer.registry import entries, lookup
+from disagg_transfer.strict_json import ShapeError, parse_json, shown
 from disagg_transfer.ucx import Transport, UcxSettings
 
 # Long enough for a cold first connection (38 s were seen once, on RDMA, before warm-up).
@@ -27,6 +26,7 @@ MAX_ARENA_BYTES: Final = 1 << 44
 MIN_KEY_BYTES: Final = 16
 MAX_TIMEOUT_S: Final = 24 * 3600.0
 _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}(?::\d{1,3})?\Z")
+_MAX_DIGITS: Final = 20  # int() itself refuses more than 4,300, in other words
 _PEER = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?\Z")
 
 
@@ -107,7 +107,7 @@ def parse_address(text: str) -> Address:
     match = _PEER.match(text)
     port = int(match["port"] or contract.CONTROL_PORT) if match else 0
     if match is None or not 0 < port <= 65535:
-        raise SettingsError(f"{text!r} is not host or host:port with a port of 1..65535")
+        raise SettingsError(f"{text!r:.300} is not host or host:port with a port of 1..65535")
     return Address(host=match["host"].strip("[]"), port=port)
 
 
@@ -122,8 +122,8 @@ def _number(env: Mapping[str, str], name: str, default: int, low: int, high: int
     text = env.get(name, "")
     if not text:
         return default
-    if not text.isdecimal() or not low <= int(text) <= high:
-        raise SettingsError(f"{name}: {text!r} is not a whole number within {low}..{high}")
+    if not text.isdecimal() or len(text) > _MAX_DIGITS or not low <= int(text) <= high:
+        raise SettingsError(f"{name}: {text!r:.64} is not a whole number within {low}..{high}")
     return int(text)
 
 
@@ -191,9 +191,9 @@ def _peers(env: Mapping[str, str]) -> tuple[Address, ...]:
 def _timeouts(env: Mapping[str, str]) -> Timeouts:
     name = contract.ENV_TIMEOUTS
     try:
-        value = json.loads(env.get(name) or "{}")
-    except ValueError as error:
-        raise SettingsError(f"{name}: not JSON: {error}") from error
+        value = parse_json(env.get(name) or "{}")
+    except ShapeError as error:
+        raise SettingsError(f"{name}: {error}") from error
     if not isinstance(value, dict) or value.keys() - {"default", "stages", "stateTypes"}:
         raise SettingsError(f"{name}: must be an object of default, stages and stateTypes")
     stages = {
@@ -213,7 +213,7 @@ def _object(name: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise SettingsError(f"{name}: {value!r} is not an object of seconds by name")
+        raise SettingsError(f"{name}: {shown(value)} is not an object of seconds by name")
     return value
 
 
@@ -234,7 +234,7 @@ def _type_name(name: str) -> str:
 
 
 def _seconds(name: str, value: Any) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or not 0 < value <= MAX_TIMEOUT_S:
-        raise SettingsError(f"{name}: {value!r} is not seconds within 0..{MAX_TIMEOUT_S:.0f}")
+        raise SettingsError(f"{name}: {shown(value)} is not seconds within 0..{MAX_TIMEOUT_S:.0f}")
     return float(value)

@@ -76,7 +76,7 @@ def test_a_full_environment_is_read(env):
         ("DISAGG_TIMEOUTS", '{"defaults": 1}', "must be an object of default"),
         ("DISAGG_TIMEOUTS", '{"default": 0}', "default: 0 is not seconds"),
         ("DISAGG_TIMEOUTS", '{"default": true}', "default: True is not seconds"),
-        ("DISAGG_TIMEOUTS", '{"default": NaN}', "default: nan is not seconds"),
+        ("DISAGG_TIMEOUTS", '{"default": NaN}', "not JSON: NaN is not a number"),
         ("DISAGG_TIMEOUTS", '{"stages": {"send": 1}}', "'send' is not one of bootstrap"),
         ("DISAGG_TIMEOUTS", '{"stages": 3}', "stages: 3 is not an object"),
         ("DISAGG_TIMEOUTS", '{"stateTypes": {"x": 1}}', "'x' is not known"),

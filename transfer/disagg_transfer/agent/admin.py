@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from disagg_transfer.agent.engine import Desk
 from disagg_transfer.agent.engine_socket import listen_private, same_user
@@ -14,6 +14,17 @@ from disagg_transfer.agent.outcomes import Changes
 from disagg_transfer.agent.ports import serve
 from disagg_transfer.contract import Report
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
+from disagg_transfer.strict_json import parse_json
+
+LINE_S: Final = 10.0
+
+
+def parse_line(line: bytes) -> list[str]:
+    """The words of one question; ValueError if it is none."""
+    words = parse_json(line)
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ValueError("a question is a list of words")
+    return words
 
 
 class Admin:
@@ -35,15 +46,18 @@ class Admin:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if same_user(writer):
-                line = await reader.readline()
-                writer.write(json.dumps(self._answer(json.loads(line))).encode() + b"\n")
+                async with asyncio.timeout(LINE_S):
+                    words = parse_line(await reader.readline())
+                writer.write(json.dumps(self._answer(words)).encode() + b"\n")
                 await writer.drain()
-        except (ValueError, OSError, asyncio.LimitOverrunError) as error:
+        except TimeoutError:
+            writer.write(b'{"error": "no line came"}\n')
+        except (ValueError, OSError) as error:
             writer.write(json.dumps({"error": str(error)}).encode() + b"\n")
         finally:
             writer.close()
 
-    def _answer(self, words: Any) -> dict[str, Any]:
+    def _answer(self, words: list[str]) -> dict[str, Any]:
         match words:
             case ["report"]:
                 return {"report": json.loads(self._report().to_json()), "ports": self._ports()}
@@ -53,7 +67,7 @@ class Admin:
                 return self._fault(arguments)
         return {"error": f"unknown command {words!r}"}
 
-    def _fault(self, arguments: list[Any]) -> dict[str, Any]:
+    def _fault(self, arguments: list[str]) -> dict[str, Any]:
         try:
             match arguments:
                 case ["lift"]:

@@ -250,7 +250,7 @@ async def _resolve(service: Address) -> set[Address]:
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(service.host, service.port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the second: no DNS name, a label is empty or too long
         return set()
     family = socket.AF_INET if any(entry[0] == socket.AF_INET for entry in found) else None
     # One family only: a pod's two addresses would be two sessions that replace each other.

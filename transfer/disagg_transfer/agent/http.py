@@ -1,7 +1,8 @@
 """What probes, Prometheus and the operator read."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -20,6 +21,17 @@ from disagg_transfer.contract import (
 MAX_WAIT_S: Final = 60.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def parse_query(query: Mapping[str, str]) -> tuple[int, float]:
+    """Cursor and seconds to wait; ValueError if either is no number."""
+    try:
+        cursor, wait_s = int(query.get("cursor", "-1")), float(query.get("wait_s", "0"))
+    except ValueError:
+        wait_s = math.nan
+    if not math.isfinite(wait_s):  # a timer of NaN would break the event loop's order
+        raise ValueError("cursor and wait_s must be numbers")
+    return cursor, min(wait_s, MAX_WAIT_S)
 
 
 class Http:
@@ -77,10 +89,9 @@ class Http:
     async def _poll(self, request: web.Request) -> web.Response:
         """At once if the cursor has moved on, else when it does or the wait is over."""
         try:
-            cursor = int(request.query.get("cursor", "-1"))
-            wait_s = min(float(request.query.get("wait_s", "0")), MAX_WAIT_S)
-        except ValueError:
-            return web.Response(status=400, text="cursor and wait_s must be numbers\n")
+            cursor, wait_s = parse_query(request.query)
+        except ValueError as error:
+            return web.Response(status=400, text=f"{error}\n")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(loop.time() + wait_s):
