@@ -97,6 +97,10 @@ class LocalAgent:
         """The agent's report now, by HTTP."""
         return parse_report(self.get(contract.PATH_REPORT))
 
+    def status(self) -> Report:
+        """The same by the admin socket, which is here wherever the agent was launched."""
+        return parse_report(json.dumps(self._ask("report")["report"]).encode())
+
     def get(self, path: str) -> bytes:
         """One of the agent's HTTP paths; urllib.error.HTTPError when it is not a 200."""
         url = f"http://127.0.0.1:{self.http_port}{path}"

@@ -24,6 +24,7 @@ from disagg_bench.resource import measure_crd
 from disagg_bench.rows import Row, Table, document
 from disagg_bench.shapes import deepseek_v32, gpt_oss, qwen3_next
 from disagg_bench.small_request import measure_small_requests
+from disagg_faults.rows import fault_measurements
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 _NAME_WIDTH: Final = 40
@@ -74,6 +75,7 @@ def _measurements(folder: Path) -> Iterator[tuple[str, Measurement]]:
         yield shape.name, partial(measure_layout, shape, folder / shape.name)
     yield "small", partial(measure_small_requests, folder / "small")
     yield "detection", partial(measure_detection, folder / "detection")
+    yield from fault_measurements(folder / "faults")
 
 
 def _write(path: Path, text: str) -> None:

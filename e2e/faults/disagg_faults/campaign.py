@@ -138,7 +138,7 @@ class _Campaign:
                     self._say(f"{what} of {pod}: {line}")
 
     def _counted(self, pod: str) -> Counted:
-        report = self._site.report(pod)
+        report = self._site.agents[pod].status()
         transfers = {row.type: row.transfers for row in report.state_types}
         return Counted(incarnation=report.incarnation, transfers=transfers)
 

@@ -90,6 +90,7 @@ class Network:
         number = next(_numbers)
         self._stem = f"{_PREFIX}-{os.getpid()}-{number}"
         self._switch = f"{self._stem}-switch"
+        self._lossy: set[str] = set()
         self.hosts = {
             name: Host(name, namespace=f"{self._stem}-{name}", address=f"{_SUBNET}.{at + 1}")
             for at, name in enumerate(names)
@@ -118,6 +119,7 @@ class Network:
     def lose(self, name: str, *, percent: int = 100) -> None:
         """Lose this share of all packets to and from a host; replaces what was set for it."""
         self.heal(name)
+        self._lossy.add(name)
         chance = "" if percent == 100 else f"numgen random mod 100 < {percent} "
         host = self.hosts[name]
         _filter(host, table=name, rule=f'iifname "{INTERFACE}" {chance}drop')
@@ -127,6 +129,9 @@ class Network:
 
     def heal(self, name: str) -> None:
         """No packet of this host is lost any more."""
+        if name not in self._lossy:
+            return
+        self._lossy.remove(name)
         for host in self.hosts.values():
             _nft(host, f"add table inet lose-{name}\ndelete table inet lose-{name}\n")
 

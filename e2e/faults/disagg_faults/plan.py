@@ -111,7 +111,7 @@ def _steps(dice: random.Random, requests: int) -> Iterator[Step]:
     while made < requests:
         number += 1
         faults = _faults(dice)
-        count = min(dice.randint(4, 9), requests - made)
+        count = min(dice.randint(5, 11), requests - made)
         batch = tuple(_request(dice, made + at + 1, faults) for at in range(count))
         made += count
         yield Step(number=number, requests=batch, faults=faults)

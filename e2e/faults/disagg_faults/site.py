@@ -1,7 +1,6 @@
 """Two prefill pods and a decode pod: hosts, agents, engines, and a relay before each prefill agent."""
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +14,6 @@ from disagg_faults.errors import HangError
 from disagg_faults.net import INTERFACE, Host, Network
 from disagg_faults.plan import ARENA_BYTES, DECODE, PODS, PREFILLS, STAGE_S
 from disagg_faults.relay import CONNECT_S, FaultyRelay
-from disagg_transfer.cli import ask
-from disagg_transfer.contract import Report, parse_report
 from disagg_transfer.local import LocalAgent
 
 _MBIT_S: Final = 1600  # 200 MB/s: a large request is under way for 0.1 s
@@ -68,13 +65,6 @@ class Site:
         """What decode calls a prefill agent: the relay before it."""
         return f"127.0.0.1:{self.relays[pod].port}"
 
-    def report(self, pod: str) -> Report:
-        return parse_report(json.dumps(self._ask(pod, "report")["report"]).encode())
-
-    def transfers(self, pod: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._ask(pod, "transfers")["transfers"]
-        return rows
-
     def load(self, pod: str) -> Load:
         process = Path("/proc", str(self.agents[pod].process.pid))
         status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
@@ -100,7 +90,7 @@ class Site:
     def _ailment(self, pod: str) -> str:
         """What keeps a pod from being as good as new; empty when nothing does."""
         try:
-            report = self.report(pod)
+            report = self.agents[pod].status()
         except OSError as error:
             return f"its agent does not answer: {error}"
         if not report.ready:
@@ -112,7 +102,7 @@ class Site:
         if report.inflight or report.arena.used:
             return (
                 f"{report.inflight} requests in flight, {report.arena.used} bytes in use, "
-                f"{report.arena.unsettled} unsettled: {self.transfers(pod)}"
+                f"{report.arena.unsettled} unsettled: {self.agents[pod].transfers()}"
             )
         return ""
 
@@ -153,9 +143,6 @@ class Site:
 
     def _host(self, pod: str) -> Host:
         return self.network.hosts[pod]
-
-    def _ask(self, pod: str, word: str) -> Any:
-        return ask(self.agents[pod].folder / "admin.sock", [word])
 
 
 def until(holds: Callable[[], bool], *, within_s: float, every_s: float = 0.05) -> bool:

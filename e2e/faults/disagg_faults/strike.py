@@ -78,6 +78,6 @@ def _stop(process: "subprocess.Popen[Any]") -> Callable[[], None]:
 
 def _bytes_under_way(site: Site) -> bool:
     try:
-        return any(row["state"] == "PULLING(wire)" for row in site.transfers(DECODE))
+        return any(row["state"] == "PULLING(wire)" for row in site.agents[DECODE].transfers())
     except OSError:
         return True  # it is being struck already

@@ -173,6 +173,14 @@ def test_an_agent_must_have_counted_what_its_engine_saw():
     assert told(5, pod="prefill-1") == []
 
 
+def test_what_arrived_whole_and_was_not_taken_may_have_been_counted():
+    for unseen in (dataclasses.replace(EXACT, ending=Ending.DIED), failed("T", stage="scatter")):
+        seen = [Seen(request=REQUEST, prefill=failed("EngineLost"), decode=unseen)]
+        for kv, words in ((5, 0), (6, 0), (7, 1)):
+            told = judge_counts(before=counted(5), after=counted(kv), seen=seen, pod="decode-0")
+            assert len(list(told)) == words
+
+
 def test_lines_between_the_campaign_and_its_engines_say_the_same_on_both_ends():
     order = Order(room=3, items=ITEMS, peer="127.0.0.1:1", lag_s=0.5)
     assert read_order(order.to_line()) == order

@@ -116,16 +116,19 @@ class Session:
         return await self._reader.readexactly(length)
 
     async def _beat(self) -> None:
-        loop = asyncio.get_running_loop()
+        """Silence is looked at when its limit is reached, not only at the next beat."""
+        loop, heartbeat = asyncio.get_running_loop(), self._heartbeat
         while True:
             before = loop.time()
             self.send(Ping())
-            await asyncio.sleep(self._heartbeat.every_s)
+            left_s = self._heard + heartbeat.limit_s - before
+            await asyncio.sleep(min(heartbeat.every_s, max(left_s, 0.0)))
             now = loop.time()
-            if now - before > 2 * self._heartbeat.every_s:
+            if now - before > 2 * heartbeat.every_s:
                 self._heard = now  # it was this process that stood still, not the peer
-            elif now - self._heard > self._heartbeat.limit_s:
+            elif now - self._heard >= heartbeat.limit_s:
                 self.close(f"no heartbeat for {now - self._heard:.1f} s")
+                return
 
 
 def fabric_name(identity: Identity) -> str:

@@ -1,0 +1,31 @@
+"""A session whose other end says nothing."""
+
+import asyncio
+import socket
+import time
+
+from disagg_transfer.agent.session import Session
+from disagg_transfer.contract import Role
+from disagg_transfer.limits import Heartbeat
+from disagg_transfer.protocol import Identity, Seal
+
+PEER = Identity(
+    namespace="n", deployment="d", revision="r", role=Role.PREFILL, pod="p", incarnation="1"
+)
+
+
+async def test_a_silent_peer_is_lost_at_the_limit_and_not_at_the_beat_after_it():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        reader, writer = await asyncio.open_connection(*mute.getsockname())
+        session = Session(
+            reader,
+            writer,
+            peer=PEER,
+            incoming=Seal(bytes(16)),
+            outgoing=Seal(bytes(16)),
+            heartbeat=Heartbeat(limit_s=0.6, every_s=0.5),
+        )
+        began_at = time.monotonic()
+        reason = await session.run(lambda *_: None)
+        assert reason == "no heartbeat for 0.6 s"
+        assert 0.6 <= time.monotonic() - began_at < 0.9  # the next beat is at 1 s
