@@ -11,6 +11,7 @@ TransferError
 ├── AgentUnavailableError   no agent answered on the socket in time
 ├── RegistrationError       the agent refuses this engine
 │   └── UnknownStateTypeError
+├── ReshardingError         a state cannot be shared out over so many ranks
 └── TransferFailed          one request ended, with its cause and stage
     └── ArenaFull
 """
@@ -59,6 +60,10 @@ class RegistrationError(TransferError):
 
 
 class UnknownStateTypeError(RegistrationError):
+    pass
+
+
+class ReshardingError(TransferError):
     pass
 
 

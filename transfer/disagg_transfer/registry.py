@@ -66,10 +66,23 @@ class StateType:
             raise StateTypeError(
                 f"state type {self.name!r}: deadline_s {deadline} is not positive seconds"
             )
+        if self.resharding is Resharding.REFUSED and not self.rule:
+            raise StateTypeError(
+                f"state type {self.name!r}: rule is empty; a refusal to reshard quotes its source"
+            )
 
     def indices(self, request: Request) -> Sequence[int]:
         """The positions of the request's items; see disagg_transfer.selection."""
         return indices(self.selection, request, block_tokens=self.block_tokens)
+
+    def why_not(self, *, prefill_ranks: int, decode_ranks: int) -> str | None:
+        """Why no component of this type can go from so many ranks to so many; None if it can."""
+        if prefill_ranks == decode_ranks or self.resharding is not Resharding.REFUSED:
+            return None
+        return (
+            f"state type {self.name!r} cannot go from tensor parallelism {prefill_ranks} (prefill) "
+            f"to {decode_ranks} (decode): {self.rule}; give both sides the same"
+        )
 
 
 def _entry(

@@ -44,6 +44,14 @@ def test_a_refusal_to_reshard_always_has_a_source():
         assert bool(entry.rule) == (entry.resharding is Resharding.REFUSED)
 
 
+def test_a_type_that_cannot_be_resharded_says_so_with_both_sides_and_the_source():
+    swa = registry.lookup("swa")
+    told = swa.why_not(prefill_ranks=1, decode_ranks=4)
+    assert re.search(r"'swa' .* 1 \(prefill\) to 4 \(decode\): .*llm-d#2433.*same", told)
+    assert swa.why_not(prefill_ranks=4, decode_ranks=4) is None
+    assert registry.lookup("kv").why_not(prefill_ranks=1, decode_ranks=4) is None
+
+
 def test_an_unknown_state_type_is_refused_naming_the_known():
     with pytest.raises(UnknownStateTypeError, match=r"kv, mamba, .*none, nsa \(alias dsa\), .*swa"):
         registry.lookup("dsa_tail")
@@ -59,6 +67,7 @@ def test_an_unknown_state_type_is_refused_naming_the_known():
         ({"may_differ": frozenset({"items"})}, r"\['items'\]; allowed are dtype"),
         ({"deadline_s": 0.0}, "deadline_s 0.0"),
         ({"deadline_s": math.inf}, "deadline_s inf"),
+        ({"resharding": Resharding.REFUSED}, "rule is empty"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_refused_by_its_field(wrong, told):
