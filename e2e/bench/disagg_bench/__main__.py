@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from disagg_bench.detection import measure_detection
+from disagg_bench.endurance import measure_endurance
 from disagg_bench.layouts import measure_layout, measure_layout_and_floors
 from disagg_bench.machine import machine_facts
 from disagg_bench.pair import TRANSPORT
@@ -74,6 +75,7 @@ def _measurements(folder: Path) -> Iterator[tuple[str, Measurement]]:
     for shape in rest:
         yield shape.name, partial(measure_layout, shape, folder / shape.name)
     yield "small", partial(measure_small_requests, folder / "small")
+    yield "endurance", partial(measure_endurance, folder / "endurance")
     yield "detection", partial(measure_detection, folder / "detection")
     yield from fault_measurements(folder / "faults")
 

@@ -1,94 +1,198 @@
-"""How soon the other side's request has failed when an agent is killed, or stands still."""
+"""How soon a waiting request has failed on the other side: agents killed, stopped, or told to.
+
+Several pairs of agents are struck at once: what a trial needs before and after it is slow, what it
+measures is not, and a busier machine makes the worst case no better.
+"""
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+from disagg_bench.connections import connect
 from disagg_bench.rows import Row, at_most
 from disagg_bench.shapes import small_state
 from disagg_transfer.client import AgentClient, TransferFailed
 from disagg_transfer.local import LocalAgent
 
-_TRIALS: Final = 5
+_PAIRS: Final = 5
+_ROUNDS: Final = 4
 _HEARTBEAT_LIMIT_S: Final = 3.0
-_GIVE_UP_S: Final = 30.0
+_GIVE_UP_S: Final = 60.0
 
 
 class UnseenFailureError(Exception):
-    """The request did not fail, or not as a lost peer."""
+    """The request did not fail, or not as it should have."""
+
+
+class Watched:
+    """A pair of agents with a request in flight between their engines."""
+
+    prefill: LocalAgent
+    decode: LocalAgent
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open = ExitStack()
+        self._calls = ThreadPoolExecutor(2)
+        self._clients: dict[str, AgentClient] = {}
+        self._failures: dict[str, Future[tuple[float, str]]] = {}
+        self._room = 0
+        self._struck_at = 0.0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            opened.callback(self._calls.shutdown, wait=False)
+            limits = {"default": _GIVE_UP_S}
+            self.prefill = opened.enter_context(
+                LocalAgent(self._folder / "prefill", role="prefill", timeouts=limits)
+            )
+            self.decode = opened.enter_context(
+                LocalAgent(
+                    self._folder / "decode", role="decode", peers=[self._peer], timeouts=limits
+                )
+            )
+            opened.callback(self._disconnect)
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @property
+    def _peer(self) -> str:
+        return f"127.0.0.1:{self.prefill.control_port}"
+
+    def agent(self, side: str) -> LocalAgent:
+        return self.prefill if side == "prefill" else self.decode
+
+    def begin(self) -> None:
+        """Connect engines and leave a request in flight: claimed by decode, begun by prefill."""
+        self._disconnect()
+        self._clients = {
+            side: connect(self.agent(side).socket_path, role=side, shape=small_state())
+            for side in ("prefill", "decode")
+        }
+        self._room = room = int.from_bytes(os.urandom(7), "big")
+        writer, reader = self._clients["prefill"], self._clients["decode"]
+        self._failures["decode"] = self._calls.submit(
+            _failure, lambda: reader.pull(room, peer=self._peer, expect={"mamba": 1})
+        )
+        writer.begin(room)
+        self._failures["prefill"] = self._calls.submit(
+            _failure, lambda: writer.wait_released(room, _GIVE_UP_S)
+        )
+        _until(lambda: any(r["room"] == room and r["peer_pod"] for r in self.prefill.transfers()))
+
+    def strike(self, blow: "Blow") -> None:
+        self._struck_at = time.monotonic()
+        blow.act(self)
+
+    def seconds(self, blow: "Blow") -> float:
+        """From the blow to the failure in the other side's engine."""
+        side = "decode" if blow.side == "prefill" else "prefill"
+        failed_at, cause = self._failures[side].result(_GIVE_UP_S)
+        if cause != blow.cause:
+            raise UnseenFailureError(f"{blow.name}: {side}'s request failed by {cause}")
+        return failed_at - self._struck_at
+
+    def abort(self, side: str) -> None:
+        self._clients[side].abort(self._room, "the benchmark gives it up")
+
+    def heal(self) -> None:
+        for agent in (self.prefill, self.decode):
+            agent.process.send_signal(signal.SIGCONT)
+            if agent.process.poll() is not None:
+                agent.restart()
+
+    def _disconnect(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        for failure in self._failures.values():
+            failure.exception(_GIVE_UP_S)
+        self._clients, self._failures = {}, {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blow:
+    name: str
+    side: str  # that is struck; the other one's request is watched
+    act: Callable[[Watched], None]
+    cause: str
+    limit_s: float
+
+
+def _blows() -> Iterator[Blow]:
+    for side in ("prefill", "decode"):
+        yield Blow(
+            name="sigkill", side=side, act=_signal(side, kill=True), cause="PeerLost", limit_s=1
+        )
+        yield Blow(
+            name="sigstop",
+            side=side,
+            act=_signal(side, kill=False),
+            cause="PeerLost",
+            limit_s=_HEARTBEAT_LIMIT_S + 1,
+        )
+        yield Blow(name="told", side=side, act=_abort(side), cause="Aborted", limit_s=1)
 
 
 def measure_detection(folder: Path) -> Iterator[Row]:
-    with LocalAgent(folder / "prefill", role="prefill", timeouts={"default": 60}) as prefill:
-        peers = (f"127.0.0.1:{prefill.control_port}",)
-        with LocalAgent(
-            folder / "decode", role="decode", peers=peers, timeouts={"default": 60}
-        ) as decode:
-            killed_s = [_lose(prefill, decode, signal.SIGKILL) for _ in range(_TRIALS)]
-            stopped_s = [_lose(prefill, decode, signal.SIGSTOP) for _ in range(_TRIALS)]
-    yield Row(
-        name=f"detection/sigkill-worst-of-{_TRIALS}",
-        value=max(killed_s),
-        unit="s",
-        target=at_most(1),
-    )
-    yield Row(
-        name=f"detection/sigstop-worst-of-{_TRIALS}",
-        value=max(stopped_s),
-        unit="s",
-        target=at_most(_HEARTBEAT_LIMIT_S + 1),
-    )
+    with ExitStack() as opened, ThreadPoolExecutor(_PAIRS) as calls:
+        folders = [folder / str(number) for number in range(_PAIRS)]
+        pairs = list(calls.map(lambda each: opened.enter_context(Watched(each)), folders))
+        for blow in _blows():
+            worst_s = max(second for _ in range(_ROUNDS) for second in _trial(pairs, calls, blow))
+            yield Row(
+                name=f"detection/{blow.side}-{blow.name}-worst-of-{_PAIRS * _ROUNDS}",
+                value=worst_s,
+                unit="s",
+                target=at_most(blow.limit_s),
+            )
 
 
-def _lose(prefill: LocalAgent, decode: LocalAgent, blow: signal.Signals) -> float:
-    """Seconds from the blow to prefill's agent until decode's engine knows its request failed."""
-    room = int.from_bytes(os.urandom(7), "big")
-    writer, reader = _connect(prefill, "prefill"), _connect(decode, "decode")
+def _trial(pairs: Sequence[Watched], calls: ThreadPoolExecutor, blow: Blow) -> list[float]:
     try:
-        with ThreadPoolExecutor(1) as calls:
-            pulled = calls.submit(_failed_at, reader, room, f"127.0.0.1:{prefill.control_port}")
-            _await_claim(prefill, writer, room)
-            struck_at = time.monotonic()
-            prefill.process.send_signal(blow)
-            seconds = pulled.result(_GIVE_UP_S) - struck_at
+        list(calls.map(Watched.begin, pairs))
+        for pair in pairs:
+            pair.strike(blow)
+        return [pair.seconds(blow) for pair in pairs]
     finally:
-        prefill.restart()
-        writer.close()
-        reader.close()
-    return seconds
+        list(calls.map(Watched.heal, pairs))
 
 
-def _failed_at(client: AgentClient, room: int, peer: str) -> float:
+def _signal(side: str, *, kill: bool) -> Callable[[Watched], None]:
+    def act(pair: Watched) -> None:
+        process = pair.agent(side).process
+        process.send_signal(signal.SIGKILL if kill else signal.SIGSTOP)
+        if kill:
+            process.wait()
+
+    return act
+
+
+def _abort(side: str) -> Callable[[Watched], None]:
+    return lambda pair: pair.abort(side)
+
+
+def _failure(call: Callable[[], object]) -> tuple[float, str]:
+    """When the call failed, and by which cause."""
     try:
-        client.pull(room, peer=peer, expect={"mamba": 1})
+        call()
     except TransferFailed as failure:
-        failed_at = time.monotonic()
-        if failure.cause != "PeerLost":
-            raise UnseenFailureError(f"the request failed otherwise: {failure}") from failure
-        return failed_at
-    raise UnseenFailureError("the request arrived though its peer was gone")
+        return time.monotonic(), failure.cause
+    raise UnseenFailureError("the request came through though it was struck")
 
 
-def _await_claim(prefill: LocalAgent, writer: AgentClient, room: int) -> None:
-    writer.begin(room)
+def _until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _GIVE_UP_S
-    while not any(row["room"] == room and row["peer_pod"] for row in prefill.transfers()):
+    while not holds():
         if time.monotonic() > deadline:
             raise UnseenFailureError("decode's claim did not reach prefill")
-        time.sleep(0.01)
-
-
-def _connect(agent: LocalAgent, role: str) -> AgentClient:
-    shape = small_state()
-    return AgentClient.connect(
-        agent.socket_path,
-        role=role,
-        model=shape.name,
-        components=[block.component for block in shape.blocks],
-        page_size=0,
-        timeout_s=30,
-    )
+        threading.Event().wait(0.01)

@@ -13,10 +13,11 @@ import torch
 import xxhash
 
 from disagg_bench.baseline_nixl import PlainNixl
+from disagg_bench.connections import connect
 from disagg_bench.pool import Pool, draw_pages, page_indices
 from disagg_bench.prefill_side import Digest, Open, Opened, PrefillSide, Send, Serve, Served
 from disagg_bench.shapes import Shape
-from disagg_transfer.client import AgentClient, Arrival
+from disagg_transfer.client import Arrival
 from disagg_transfer.local import LocalAgent
 
 # One transport for everything that is compared; shared memory between the agents would not be fair.
@@ -51,7 +52,7 @@ class Pair:
             self.decode = opened.enter_context(self._agent("decode", (address,)))
             self._pool = Pool(self.shape, filled=False)
             self._meet(opened)
-            self._client = self._connect()
+            self._client = connect(self.decode.socket_path, role="decode", shape=self.shape)
             opened.callback(self._client.close)
             self._open = opened.pop_all()
         return self
@@ -74,16 +75,6 @@ class Pair:
         )
         self._nixl.meet(self._there.metadata)
         self._nixl.prepare(here=self._pool.descriptors(), there=self._there.descriptors)
-
-    def _connect(self) -> AgentClient:
-        return AgentClient.connect(
-            self.decode.socket_path,
-            role="decode",
-            model=self.shape.name,
-            components=[block.component for block in self.shape.blocks],
-            page_size=self.shape.blocks[0].page_size,
-            timeout_s=30,
-        )
 
     def by_agents(self, repetition: int) -> Journey:
         """One request from prefill's pool to decode's, checked."""

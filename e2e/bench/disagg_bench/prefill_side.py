@@ -14,9 +14,10 @@ from typing import Any, Final, Self, assert_never
 import xxhash
 
 from disagg_bench.baseline_nixl import PlainNixl
+from disagg_bench.connections import connect
 from disagg_bench.pool import Pool, draw_pages
 from disagg_bench.shapes import Shape
-from disagg_transfer.client import AgentClient, Extent
+from disagg_transfer.client import Extent
 
 # Stands for prefill's compute: decode's claim on the room is there before its first offer.
 COMPUTE_S: Final = 0.005
@@ -137,14 +138,7 @@ class _Engine:
     def __init__(self, call: Open) -> None:
         self._shape = call.shape
         self._pool = Pool(call.shape, filled=True)
-        self._client = AgentClient.connect(
-            call.socket_path,
-            role="prefill",
-            model=call.shape.name,
-            components=[block.component for block in call.shape.blocks],
-            page_size=call.shape.blocks[0].page_size,
-            timeout_s=30,
-        )
+        self._client = connect(call.socket_path, role="prefill", shape=call.shape)
         self._nixl = PlainNixl(
             f"plain-prefill-{call.shape.name}", base=self._pool.base, nbytes=self._pool.nbytes
         )

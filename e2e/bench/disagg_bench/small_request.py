@@ -1,6 +1,5 @@
 """What the agents add to a request of 64 KiB, and what two of them cost while nothing happens."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Final
 
 from disagg_bench.layouts import stage_rows
 from disagg_bench.pair import Pair
+from disagg_bench.processes import cpu_s, resident_bytes
 from disagg_bench.rows import Row, at_most, median, percentile
 from disagg_bench.shapes import small_state
 from disagg_transfer.local import LocalAgent
@@ -45,22 +45,9 @@ def measure_small_requests(folder: Path) -> Iterator[Row]:
 
 def _measure_idle(agents: tuple[LocalAgent, ...]) -> Iterator[Row]:
     """The worse of both sides; the arena is counted as far as it was touched."""
-    before = [_cpu_s(agent.process.pid) for agent in agents]
+    before = [cpu_s(agent.process.pid) for agent in agents]
     time.sleep(_IDLE_S)
-    spent = max(
-        _cpu_s(agent.process.pid) - then for agent, then in zip(agents, before, strict=True)
-    )
+    spent = max(cpu_s(agent.process.pid) - then for agent, then in zip(agents, before, strict=True))
     yield Row(name="idle/cpu", value=spent / _IDLE_S * 100, unit="%", target=at_most(2))
-    held = max(_resident_bytes(agent.process.pid) for agent in agents)
+    held = max(resident_bytes(agent.process.pid) for agent in agents)
     yield Row(name="idle/rss", value=held / 1e6, unit="MB", target=at_most(300))
-
-
-def _cpu_s(pid: int) -> float:
-    # After the parenthesized name, which may hold spaces: user and system time are 12th and 13th.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _resident_bytes(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
