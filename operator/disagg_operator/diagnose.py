@@ -14,7 +14,7 @@ from disagg_operator.observe import (
     Observed,
     PodRecord,
 )
-from disagg_operator.plan import Restarts, ready_groups, restart_policy
+from disagg_operator.step import Restarts, ready_groups, restart_policy
 from disagg_operator.timestamps import timestamp_s
 from disagg_transfer.contract import NotReady
 

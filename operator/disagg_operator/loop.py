@@ -29,6 +29,7 @@ from disagg_operator.render import revision
 from disagg_operator.report import (
     Moment,
     broken_status,
+    progress_of,
     refused_status,
     restarts_of,
     status_of,
@@ -142,6 +143,7 @@ class ResourceLoop:
             images=images,
             keys=self._keys,
             restarts=restarts_of(previous, revision=revision(deployment, images=images)),
+            progress=progress_of(previous),
             now=self._runtime.clock(),
         )
         execution = Execution(

@@ -70,6 +70,8 @@ TRANSFER_HEALTHY = "TransferHealthy"
 SPEC_VALID = "SpecValid"
 # True only while the operator itself fails to reconcile.
 DEGRADED = "Degraded"
+# There only while a revision is on its way; False once it is not coming any further.
+PROGRESSING = "Progressing"
 
 # Reasons of conditions that are met.
 REASON_READY = "Ready"
@@ -91,6 +93,7 @@ REASON_NO_REPLICAS = "NoReplicas"
 REASON_ROUTER_UNAVAILABLE = "RouterUnavailable"
 REASON_ROUTER_DISABLED = "RouterDisabled"
 REASON_ROLLING_OUT = "RollingOut"
+REASON_PROGRESS_DEADLINE = "ProgressDeadlineExceeded"
 REASON_PAUSED = "Paused"
 # Reasons of TransferHealthy.
 REASON_NO_DATA = "NoData"

@@ -12,6 +12,7 @@ from disagg_operator.api.status import (
     DisaggDeploymentStatus,
     GroupStatus,
     RoleStatus,
+    RolloutStatus,
     RouterStatus,
 )
 from disagg_operator.diagnose import role_finding, router_finding
@@ -19,8 +20,9 @@ from disagg_operator.finding import Finding, Weight
 from disagg_operator.groups import Restart
 from disagg_operator.kinds import Json, ObjectReference
 from disagg_operator.observe import AgentView, Observed
-from disagg_operator.plan import Plan, Restarts, ready_groups
+from disagg_operator.plan import Plan, Progress
 from disagg_operator.render.routers import router_url
+from disagg_operator.step import Restarts, ready_among, revisions
 from disagg_operator.tally import Tally
 from disagg_operator.timestamps import seconds, timestamp_s
 from disagg_operator.transfers import Traffic, transfer_finding, transfer_status
@@ -100,6 +102,7 @@ def status_of(moment: Moment) -> DisaggDeploymentStatus:
         reason=ready.reason,
         message=ready.message[:MESSAGE_LIMIT],
         roles=tuple(roles),
+        rollout=_rollout(plan.progress),
         router=_router(moment),
         transfer=transfer,
         conditions=_conditions(findings, moment),
@@ -170,9 +173,11 @@ def _findings(moment: Moment) -> dict[str, Finding]:
             revision=revision,
             restarts=moment.plan.restarts,
         ),
-        names.ROUTER_READY: router_finding(deployment, observed, revision=revision),
+        names.ROUTER_READY: router_finding(deployment, observed, revision=_routed(moment)),
         names.TRANSFER_HEALTHY: transfer_finding(moment.traffic),
     }
+    if moment.plan.progress is not None:
+        findings[names.PROGRESSING] = _progressing(moment, moment.plan.progress)
     if moment.error is not None:
         findings[names.DEGRADED] = moment.error
     return {names.READY: _ready(moment, findings), **findings}
@@ -191,6 +196,45 @@ def _ready(moment: Moment, findings: Mapping[str, Finding]) -> Finding:
         message = f"spec.paused is true, so nothing is changed; {worst.message}"
         return Finding(truth="False", reason=names.REASON_PAUSED, message=message)
     return Finding(truth="False", reason=worst.reason, message=worst.message)
+
+
+def _progressing(moment: Moment, progress: Progress) -> Finding:
+    counted = f"revision {progress.revision}: {progress.step} of {progress.steps} steps are ready"
+    if not progress.stalled:
+        return Finding(truth="True", reason=names.REASON_ROLLING_OUT, message=counted)
+    deadline = moment.deployment.spec.rollout.progress_deadline
+    return Finding(
+        truth="False",
+        reason=names.REASON_PROGRESS_DEADLINE,
+        message=f"{counted}, and no further one since {timestamp_s(progress.since)}"
+        f" (spec.rollout.progressDeadline is {deadline}); what serves is left as it is: correct the"
+        " spec, or apply the old one again",
+        weight=Weight.MISSING,
+    )
+
+
+def _rollout(progress: Progress | None) -> RolloutStatus | None:
+    if progress is None:
+        return None
+    return RolloutStatus(
+        revision=progress.revision,
+        step=progress.step,
+        steps=progress.steps,
+        progress_time=timestamp_s(progress.since),
+    )
+
+
+def progress_of(previous: DisaggDeploymentStatus) -> Progress | None:
+    """How far the status says that its revision had come."""
+    known = previous.rollout
+    if known is None:
+        return None
+    return Progress(
+        revision=known.revision,
+        step=known.step,
+        steps=known.steps,
+        since=seconds(known.progress_time),
+    )
 
 
 def _rolling_out(moment: Moment) -> list[Finding]:
@@ -248,7 +292,10 @@ def _role(moment: Moment, role: str) -> RoleStatus:
     return RoleStatus(
         name=role,
         desired=spec.replicas,
-        ready=ready_groups(moment.deployment, moment.observed, role=role, revision=revision),
+        ready=sum(
+            len(ready_among(moment.deployment, moment.observed, role=role, revision=each))
+            for each in revisions(moment.observed)
+        ),
         updated=len(complete),
         restarts=sum(record.restarts for pod in everywhere for record in pod.containers),
         groups=_restarted(moment.plan.restarts, role=role),
@@ -283,11 +330,18 @@ def restarts_of(previous: DisaggDeploymentStatus, *, revision: str) -> Restarts:
     }
 
 
+def _routed(moment: Moment) -> str:
+    """The revision whose router to look at: the update's once it has one."""
+    update, serving = moment.plan.update_revision, moment.plan.serving_revision
+    own = names.router_name(moment.deployment.name, revision=update)
+    return update if own in moment.observed.routers or not serving else serving
+
+
 def _router(moment: Moment) -> RouterStatus | None:
     spec = moment.deployment.spec.router
     if spec.type != "sglang":
         return None
-    name = names.router_name(moment.deployment.name, revision=moment.plan.update_revision)
+    name = names.router_name(moment.deployment.name, revision=_routed(moment))
     record = moment.observed.routers.get(name)
     desired = record.desired if record is not None else spec.replicas
     return RouterStatus(desired=desired, ready=record.ready if record is not None else 0)

@@ -84,6 +84,7 @@ ALLOWED = {
         },
     },
     "an arena as a number": {"transfer": {"agent": {"arenaBytes": 67108864}}},
+    "bounds of a rollout": {"rollout": {"maxSurge": "25%", "maxUnavailable": 1}},
     "an arena as a quantity": {"transfer": {"agent": {"arenaBytes": "4Gi"}}},
 }
 
@@ -95,6 +96,12 @@ REFUSED = {
     "a state type of one's own without its vendor": (
         {"model": {"stateTypes": ["kv", "/ring"]}},
         ["spec.model.stateTypes[1]", "/ring", "example.com/ring"],
+    ),
+    "no surge": ({"rollout": {"maxSurge": 0}}, ["spec.rollout.maxSurge", "from 1", "25%"]),
+    "no surge in percent": ({"rollout": {"maxSurge": "0%"}}, ["spec.rollout.maxSurge", "0%"]),
+    "a bound that is no number": (
+        {"rollout": {"maxUnavailable": "some"}},
+        ["spec.rollout.maxUnavailable", "some", "from 0"],
     ),
     "no kv": ({"model": {"stateTypes": ["mamba"]}}, ["spec.model.stateTypes", "mamba", "add kv"]),
     "one type by both names": (

@@ -48,7 +48,7 @@ def objects(deployment, images):
     for role in ROLES:
         yield render.pod(deployment, role=role, group=0, rank=0, revision=revision, images=images)
     yield render.router_deployment(deployment, revision=revision, images=images)
-    yield render.router_service(deployment, revision=revision)
+    yield render.router_service(deployment)
 
 
 def await_service_account(core, namespace):

@@ -39,11 +39,13 @@ def test_a_deployment_at_zero_has_a_router_at_zero(router):
     assert router(router={"replicas": 2})["spec"]["replicas"] == 2
 
 
-def test_the_service_follows_the_revision_that_serves(deployment):
-    service = render.router_service(deployment(router={"port": 9000}), revision="abcde")
+def test_the_service_leads_to_every_router_that_is_ready(deployment):
+    service = render.router_service(deployment(router={"port": 9000}))
     assert service["metadata"]["name"] == "tiny"
-    assert service["spec"]["selector"][names.LABEL_REVISION] == "abcde"
-    assert service["spec"]["selector"][names.LABEL_ROLE] == "router"
+    assert service["spec"]["selector"] == {
+        names.LABEL_DEPLOYMENT: "tiny",
+        names.LABEL_ROLE: "router",
+    }
     assert service["spec"]["ports"][0]["port"] == 9000
     assert render.router_url(deployment(router={"port": 9000})) == "http://tiny.default.svc:9000"
 

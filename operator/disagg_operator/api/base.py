@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from disagg_operator.api.rules import rule, rules
+from disagg_operator.api.rules import Extra, rule, rules
 
 
 class ApiModel(BaseModel):
@@ -63,6 +63,26 @@ Bytes = Annotated[
     ),
 ]
 
+
+def _amount(least: int) -> Extra:
+    """A number of groups or a percentage of them, `least` or more."""
+    return {
+        "x-kubernetes-int-or-string": True,
+        "maxLength": 6,
+        **rules(
+            rule(
+                f"type(self) == int ? self >= {least} && self <= 1000 :"
+                f" self.matches('^[{least}-9][0-9]{{0,2}}%$')",
+                f"%s must be a number of groups from {least} to 1000 or a percentage, such as 1 or"
+                " 25%%",
+                "self",
+            )
+        ),
+    }
+
+
+Amount = Annotated[int | str, Field(json_schema_extra=_amount(0))]
+PositiveAmount = Annotated[int | str, Field(json_schema_extra=_amount(1))]
 Replicas = Annotated[int, Field(ge=0, le=1000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Argument = Annotated[str, Field(min_length=1, max_length=1024)]

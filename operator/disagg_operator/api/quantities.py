@@ -26,3 +26,12 @@ def quantity_bytes(value: int | str) -> int:
     if match is None:
         raise ValueError(f"quantity {value!r} is not a number with Ki, Mi, Gi, Ti, k, M, G or T")
     return int(match[1]) * _FACTORS[match[2] or ""]
+
+
+def share_of(value: int | str, whole: int, *, up: bool) -> int:
+    """An amount given as a number or as a percentage of `whole`, such as 1 or 25%."""
+    text = str(value)
+    if not text.endswith("%"):
+        return int(text)
+    parts = int(text[:-1]) * whole
+    return -(-parts // 100) if up else parts // 100

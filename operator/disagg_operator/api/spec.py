@@ -10,7 +10,15 @@ from pydantic import ConfigDict, Field
 
 from disagg_operator import names
 from disagg_operator.api import spec_rules
-from disagg_operator.api.base import ApiModel, Duration, Image, Port, Replicas
+from disagg_operator.api.base import (
+    Amount,
+    ApiModel,
+    Duration,
+    Image,
+    Port,
+    PositiveAmount,
+    Replicas,
+)
 from disagg_operator.api.owned import EngineType
 from disagg_operator.api.pods import Args, Env, Resources, Template
 from disagg_operator.api.rules import SET, immutable, keyed_by, rules
@@ -157,6 +165,31 @@ class RestartSpec(ApiModel):
     )
 
 
+class RolloutSpec(ApiModel):
+    """How a new revision takes over from the one that serves."""
+
+    strategy: Literal["Coherent", "Recreate"] = Field(
+        "Coherent",
+        description="Coherent: both roles step by step, beside the old revision. Recreate: the old"
+        " one goes first; for clusters without room for one more group of each role.",
+    )
+    max_surge: PositiveAmount = Field(
+        1, description="Groups of each role above replicas: a number or a percentage."
+    )
+    max_unavailable: Amount = Field(
+        0, description="Groups of each role that may be missing: a number or a percentage."
+    )
+    max_skew: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="Steps that new groups may be ahead of what is ready."
+    )
+    progress_deadline: Duration = Field(
+        "1h", description="A step that takes longer ends the rollout; what serves stays."
+    )
+    drain: Duration = Field(
+        "20s", description="Time that a router gets to finish requests before it or a worker goes."
+    )
+
+
 class RouterSpec(ApiModel):
     """What requests come in through."""
 
@@ -188,6 +221,7 @@ class DisaggDeploymentSpec(ApiModel):
     hardware: HardwareSpec = Field(HardwareSpec(), description="What the pods run on.")
     transfer: TransferSpec = Field(TransferSpec(), description="How state moves between pods.")
     router: RouterSpec = Field(RouterSpec(), description="What requests come in through.")
+    rollout: RolloutSpec = Field(RolloutSpec(), description="Change from revision to revision.")
     restart: RestartSpec = Field(RestartSpec(), description="Replacement of broken groups.")
     paused: bool = Field(
         False,

@@ -53,6 +53,15 @@ class RoleStatus(ApiModel):
     )
 
 
+class RolloutStatus(ApiModel):
+    """A revision on its way."""
+
+    revision: str = Field(max_length=16, description="Which one.")
+    step: Small = Field(description="Steps that are ready.")
+    steps: Small = Field(description="Steps there are.")
+    progress_time: Time = Field(description="When the last step was done.")
+
+
 class RouterStatus(ApiModel):
     """Pods of the router."""
 
@@ -129,6 +138,7 @@ class DisaggDeploymentStatus(ApiModel):
     roles: tuple[RoleStatus, ...] = Field(
         (), max_length=2, description="Groups by role.", json_schema_extra=keyed_by("name")
     )
+    rollout: RolloutStatus | None = Field(None, description="While a revision is on its way.")
     router: RouterStatus | None = Field(None, description="Pods of the router.")
     transfer: TransferStatus | None = Field(None, description="What the agents report.")
     conditions: tuple[Condition, ...] = Field(

@@ -4,7 +4,12 @@ from disagg_operator.render.agents import state_types
 from disagg_operator.render.images import Images
 from disagg_operator.render.pods import pod
 from disagg_operator.render.revisions import revision
-from disagg_operator.render.routers import router_deployment, router_service, router_url
+from disagg_operator.render.routers import (
+    router_deployment,
+    router_service,
+    router_url,
+    trimmed_router,
+)
 from disagg_operator.render.services import key_secret, peer_service
 
 __all__ = [
@@ -17,4 +22,5 @@ __all__ = [
     "router_service",
     "router_url",
     "state_types",
+    "trimmed_router",
 ]

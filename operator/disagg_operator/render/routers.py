@@ -1,8 +1,11 @@
 """The router of a revision, and the Service that clients use."""
 
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from disagg_operator import names
+from disagg_operator.api.quantities import duration_seconds
 from disagg_operator.api.resource import Deployment
 from disagg_operator.render.images import Images, router_image
 from disagg_operator.render.metadata import labels, metadata, stamped
@@ -31,7 +34,6 @@ _FLAGS = (
     # The router starts before its workers and must not give them up while weights load.
     ("--worker-startup-timeout-secs", "86400"),
     ("--request-timeout-secs", "600"),
-    ("--shutdown-grace-period-secs", "20"),
     ("--log-level", "warn"),
 )
 
@@ -67,8 +69,46 @@ def router_deployment(deployment: Deployment, *, revision: str, images: Images) 
     )
 
 
-def router_service(deployment: Deployment, *, revision: str) -> Object:
-    """Service `{name}`: to the router of the revision that serves."""
+def trimmed_router(
+    deployment: Deployment, *, revision: str, spec: Mapping[str, Any], leaders: Collection[str]
+) -> Object:
+    """The router of a revision that can no longer be rendered, with these leaders' pods only."""
+    own = labels(deployment, component=names.ROUTER, revision=revision)
+    name = names.router_name(deployment.name, revision=revision)
+    template = spec["template"]
+    containers = [
+        {**item, "args": _without_others(item["args"], leaders)}
+        if item["name"] == names.CONTAINER_ROUTER
+        else item
+        for item in template["spec"]["containers"]
+    ]
+    pods = {**template, "spec": {**template["spec"], "containers": containers}}
+    return stamped(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata(deployment, name=name, labels=own),
+            "spec": {**spec, "template": pods},
+        }
+    )
+
+
+def _without_others(args: Sequence[str], leaders: Collection[str]) -> list[str]:
+    """Each worker is a flag, its URL and, for prefill, the port of its agent."""
+    kept: list[str] = []
+    position = 0
+    while position < len(args):
+        width = {"--prefill": 3, "--decode": 2}.get(args[position], 1)
+        part = args[position : position + width]
+        host = part[1].partition("://")[2].partition(".")[0] if width > 1 else ""
+        if width == 1 or host in leaders:
+            kept += part
+        position += width
+    return kept
+
+
+def router_service(deployment: Deployment) -> Object:
+    """Service `{name}`: to every router that is ready, whatever its revision."""
     own = labels(deployment, component=names.ROUTER)
     return stamped(
         {
@@ -77,7 +117,10 @@ def router_service(deployment: Deployment, *, revision: str) -> Object:
             "metadata": metadata(deployment, name=deployment.name, labels=own),
             "spec": {
                 "type": "ClusterIP",
-                "selector": selector(deployment, role=names.ROUTER, revision=revision),
+                "selector": {
+                    names.LABEL_DEPLOYMENT: deployment.name,
+                    names.LABEL_ROLE: names.ROUTER,
+                },
                 "ports": [service_port("http", deployment.spec.router.port)],
             },
         }
@@ -95,7 +138,8 @@ def _pod_spec(deployment: Deployment, *, revision: str, images: Images) -> Objec
     secrets = [{"name": item.name} for item in deployment.spec.engine.image_pull_secrets]
     return {
         **({"imagePullSecrets": secrets} if secrets else {}),
-        "terminationGracePeriodSeconds": 30,
+        # The router needs a moment more than its drain to end by itself.
+        "terminationGracePeriodSeconds": _drain_s(deployment) + 10,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": RESTRICTED_POD,
@@ -132,6 +176,10 @@ def _container(deployment: Deployment, *, revision: str, images: Images) -> Obje
     }
 
 
+def _drain_s(deployment: Deployment) -> int:
+    return math.ceil(duration_seconds(deployment.spec.rollout.drain))
+
+
 def _args(deployment: Deployment, *, revision: str) -> list[str]:
     """Exactly the workers of this revision: no request pairs pods of two revisions."""
     args = ["--pd-disaggregation"]
@@ -140,5 +188,6 @@ def _args(deployment: Deployment, *, revision: str) -> list[str]:
         args += ["--prefill", f"http://{slot.address}:{engine}", str(contract.CONTROL_PORT)]
     for slot in leaders(deployment, role=names.DECODE, revision=revision):
         args += ["--decode", f"http://{slot.address}:{engine}"]
+    args += ["--shutdown-grace-period-secs", str(_drain_s(deployment))]
     args += ["--host", "0.0.0.0", "--port", str(deployment.spec.router.port)]  # noqa: S104
     return [*args, *(part for flag in _FLAGS for part in flag), *deployment.spec.router.args]

@@ -45,6 +45,7 @@ class ClusterModel:
         # A moment after what `put` stamps.
         self.now = NOW
         self.restarts = {}
+        self.progress = None
 
     def of(self, kind):
         return {name: body for (known, name), body in self.objects.items() if known is kind}
@@ -64,11 +65,12 @@ class ClusterModel:
             images=self.images,
             keys=self.keys,
             restarts=self.restarts,
+            progress=self.progress,
             now=self.now,
         )
 
     def carry_out(self, plan):
-        self.restarts = plan.restarts
+        self.restarts, self.progress = plan.restarts, plan.progress
         for intent in plan.intents:
             self.one(intent)
 
@@ -109,6 +111,7 @@ class ClusterModel:
         for _ in range(rounds):
             plan = self.decide(deployment)
             if not plan.intents:
+                self.progress = plan.progress
                 return
             self.carry_out(plan)
             self.settle()

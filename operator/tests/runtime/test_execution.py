@@ -127,6 +127,7 @@ async def test_pass_before_the_watch_creates_nothing_twice(
             images=images,
             keys=frozenset(outcome.keys),
             restarts={},
+            progress=None,
             now=1.0,
         ).intents
         == ()

@@ -5,18 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disagg_operator import names
+from disagg_operator.drift import holds
 from disagg_operator.intents import Apply, CreatePod, Delete, EnsureKey
 from disagg_operator.kinds import Kind
-from disagg_operator.plan import group_ready, holds
+from disagg_operator.step import group_ready
 from disagg_operator.timestamps import timestamp_s
 
 
 def kinds_of(plan):
     return [type(intent) for intent in plan.intents]
-
-
-def serving(cluster, name="tiny"):
-    return cluster.objects[Kind.SERVICE, name]["spec"]["selector"][names.LABEL_REVISION]
 
 
 def test_new_resource_gets_services_then_key_then_pods_and_router(cluster, deployment):
@@ -94,30 +91,6 @@ def test_router_that_never_came_up_holds_no_scale_down_back(cluster, deployment,
     assert [i.name[-4:] for i in plan.intents if isinstance(i, Delete)] == ["-1-0"]
 
 
-def test_new_revision_is_built_whole_before_the_service_switches(cluster, deployment, revision):
-    old, new = deployment(), deployment(engine={"args": ["--seed", "1"]})
-    cluster.converge(old)
-    cluster.carry_out(cluster.decide(new))
-    assert serving(cluster) == revision(old)
-    assert not [i for i in cluster.decide(new).intents if isinstance(i, Delete)]
-    cluster.settle()
-    switch = cluster.decide(new)
-    assert [(type(i), i.name) for i in switch.intents] == [(Apply, "tiny")]
-    cluster.carry_out(switch)
-    assert serving(cluster) == revision(new)
-
-
-def test_old_revision_goes_after_the_switch(cluster, deployment, revision):
-    old, new = deployment(), deployment(engine={"args": ["--seed", "1"]})
-    cluster.converge(old)
-    cluster.converge(new)
-    left = {
-        body["metadata"]["labels"].get(names.LABEL_REVISION, serving(cluster))
-        for body in cluster.objects.values()
-    }
-    assert left == {revision(new)}
-
-
 def test_revision_given_up_half_way_goes_while_the_serving_one_stays(cluster, deployment, revision):
     first = deployment()
     second, third = (deployment(engine={"args": ["--seed", seed]}) for seed in ("1", "2"))
@@ -134,8 +107,8 @@ def test_going_back_to_the_serving_revision_only_cleans_up(cluster, deployment, 
     cluster.converge(first)
     cluster.carry_out(cluster.decide(second))
     cluster.converge(first)
-    assert serving(cluster) == revision(first)
     assert len(cluster.of(Kind.POD)) == 2
+    assert all(revision(first) in name for name in cluster.of(Kind.POD))
 
 
 def test_changed_field_of_a_service_is_put_back(cluster, deployment):
@@ -253,22 +226,6 @@ def disturb(cluster, what, number):
             cluster.objects[key]["status"]["conditions"] = []
 
 
-def assert_clients_reach_a_ready_revision(cluster, plan, current):
-    """The switch happens only to a revision all of whose parts were ready."""
-    for intent in plan.intents:
-        if isinstance(intent, Apply) and intent.name == "tiny":
-            wanted = intent.body["spec"]["selector"][names.LABEL_REVISION]
-            known = cluster.objects.get((Kind.SERVICE, "tiny"))
-            if known and known["spec"]["selector"][names.LABEL_REVISION] != wanted:
-                ready = [
-                    pod
-                    for pod in cluster.observed(current).pods.values()
-                    if pod.revision == wanted and pod.ready
-                ]
-                roles = current.spec.roles
-                assert len(ready) >= roles.prefill.replicas + roles.decode.replicas
-
-
 @settings(max_examples=80, deadline=None)
 @given(steps=STEPS)
 def test_any_history_converges_to_exactly_what_the_spec_asks_for(
@@ -284,7 +241,6 @@ def test_any_history_converges_to_exactly_what_the_spec_asks_for(
             cluster.keys = frozenset()
         elif what == "pass":
             plan = cluster.decide(current)
-            assert_clients_reach_a_ready_revision(cluster, plan, current)
             cluster.carry_out(plan)
         else:
             disturb(cluster, what, argument)
@@ -295,4 +251,3 @@ def test_any_history_converges_to_exactly_what_the_spec_asks_for(
     assert all(revision(current) in name for name in cluster.of(Kind.POD))
     assert len(cluster.of(Kind.SERVICE)) == (3 if routed else 2)
     assert len(cluster.of(Kind.DEPLOYMENT)) == (1 if routed else 0)
-    assert not routed or serving(cluster) == revision(current)
