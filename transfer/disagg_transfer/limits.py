@@ -1,13 +1,12 @@
 """Limits of an agent that have nothing to do with one request's deadlines; parsed from JSON."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from disagg_transfer import contract
 from disagg_transfer.errors import SettingsError
+from disagg_transfer.strict_json import ShapeError, parse_json, shown
 
 _DAY_S: Final = 24 * 3600.0
 
@@ -51,9 +50,9 @@ def heartbeat(env: Mapping[str, str]) -> Heartbeat:
 
 def _object(env: Mapping[str, str], name: str, known: tuple[str, ...]) -> dict[str, Any]:
     try:
-        value = json.loads(env.get(name) or "{}")
-    except ValueError as error:
-        raise SettingsError(f"{name}: not JSON: {error}") from error
+        value = parse_json(env.get(name) or "{}")
+    except ShapeError as error:
+        raise SettingsError(f"{name}: {error}") from error
     if not isinstance(value, dict) or value.keys() - set(known):
         raise SettingsError(f"{name}: must be an object of {', '.join(known)}")
     return value
@@ -63,7 +62,7 @@ def _within(
     name: str, value: Mapping[str, Any], key: str, default: float, *, high: float = _DAY_S
 ) -> float:
     found = value.get(key, default)
-    good = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    good = isinstance(found, int | float) and not isinstance(found, bool)
     if not good or not 0 <= found <= high:
-        raise SettingsError(f"{name}.{key}: {found!r} is not a number within 0..{high:g}")
+        raise SettingsError(f"{name}.{key}: {shown(found)} is not a number within 0..{high:g}")
     return float(found)

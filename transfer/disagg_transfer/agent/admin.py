@@ -36,7 +36,9 @@ class Admin:
         desk: Desk,
         faults: Faults,
         changes: Changes,
+        refused: Callable[[str], None],
     ) -> None:
+        self._refused = refused
         self._report, self._ports = report, ports
         self._desk, self._faults, self._changes = desk, faults, changes
 
@@ -45,14 +47,18 @@ class Admin:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if same_user(writer):
+            if not same_user(writer):
+                self._refused("user")
+            else:
                 async with asyncio.timeout(LINE_S):
                     words = parse_line(await reader.readline())
                 writer.write(json.dumps(self._answer(words)).encode() + b"\n")
                 await writer.drain()
         except TimeoutError:
+            self._refused("timeout")
             writer.write(b'{"error": "no line came"}\n')
         except (ValueError, OSError) as error:
+            self._refused("protocol")
             writer.write(json.dumps({"error": str(error)}).encode() + b"\n")
         finally:
             writer.close()

@@ -12,6 +12,7 @@ from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.ports import listen, serve, spawning
 from disagg_transfer.agent.relay import told_differences
 from disagg_transfer.agent.session import HANDSHAKE_S, Session, greet, receive
+from disagg_transfer.agent.waiting_room import WaitingRoom
 from disagg_transfer.contract import Cause, PeerReport, PeerState, Stage
 from disagg_transfer.errors import AuthenticationError, SettingsError, TransferFailed, WireError
 from disagg_transfer.settings import Address, parse_address
@@ -29,8 +30,12 @@ class Listener:
     """Takes peers in. A stranger is turned away, counted, and changes nothing."""
 
     def __init__(self, peers: Peers, *, key: bytes, metrics: Metrics) -> None:
-        self._peers, self._key, self._metrics = peers, key, metrics
-        self._strangers = 0
+        self._peers, self._key = peers, key
+        self._strangers = WaitingRoom(
+            seats=MAX_STRANGERS,
+            count=lambda reason: metrics.refusals.labels(reason).inc(),
+            what="control port",
+        )
         self.port = 0
 
     async def run(self, port: int) -> None:
@@ -39,36 +44,28 @@ class Listener:
         await serve(await asyncio.start_server(spawning(self._accept), sock=sock))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._strangers >= MAX_STRANGERS:
-            self._refuse("crowded", writer, "too many connections await a handshake")
-            return
-        self._strangers += 1
+        self._strangers.enter(writer.transport)
         try:
-            async with asyncio.timeout(HANDSHAKE_S):
-                session = await receive(
-                    reader,
-                    writer,
-                    us=self._peers.us,
-                    key=self._key,
-                    heartbeat=self._peers.heartbeat,
-                )
+            session = await self._meet(reader, writer)
         except AuthenticationError as error:
             self._refuse("authentication", writer, str(error))
-            return
         except TimeoutError:
             self._refuse("timeout", writer, f"no handshake within {HANDSHAKE_S:.0f} s")
-            return
         except (WireError, OSError, asyncio.IncompleteReadError) as error:
             self._refuse("protocol", writer, str(error))
-            return
-        finally:
-            self._strangers -= 1
-        await self._peers.serve(session)
+        else:
+            if self._strangers.leave(writer.transport):
+                await self._peers.serve(session)
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Session:
+        async with asyncio.timeout(HANDSHAKE_S):
+            return await receive(
+                reader, writer, us=self._peers.us, key=self._key, heartbeat=self._peers.heartbeat
+            )
 
     def _refuse(self, reason: str, writer: asyncio.StreamWriter, detail: str) -> None:
-        self._metrics.refusals.labels(reason).inc()
-        _log.warning("refused %s: %s", writer.get_extra_info("peername"), detail)
-        writer.transport.abort()
+        if self._strangers.leave(writer.transport):  # else it was turned away, and counted
+            self._strangers.turn_away(writer.transport, reason, detail)
 
 
 @dataclass(slots=True)

@@ -84,6 +84,7 @@ class Agent:
             alive=lambda: self._lane.alive,
             metrics=self._render_metrics,
             changes=self._changes,
+            refused=lambda reason: self._metrics.http_refusals.labels(reason).inc(),
         )
 
     def _make_desk(self) -> Prefill | Decode:
@@ -122,12 +123,17 @@ class Agent:
 
     def _pieces(self) -> tuple[Coroutine[Any, Any, None], ...]:
         settings = self._settings
+
+        def refused(reason: str) -> None:
+            self._metrics.engine_refusals.labels(reason).inc()
+
         sockets = EngineSocket(
             role=settings.role,
             state_types=settings.state_types,
             memory=self._storage.memory,
             desk=self._desk,
             registrar=self,
+            refused=refused,
         )
         admin = Admin(
             report=self.report,
@@ -135,6 +141,7 @@ class Agent:
             desk=self._desk,
             faults=self._faults,
             changes=self._changes,
+            refused=refused,
         )
         mine: Coroutine[Any, Any, None]
         if isinstance(self._desk, Prefill):

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -65,7 +66,9 @@ class EngineSocket:
         memory: ArenaMemory,
         desk: Desk,
         registrar: Registrar,
+        refused: Callable[[str], None],
     ) -> None:
+        self._refused = refused
         self._role, self._state_types, self._memory = role, state_types, memory
         self._desk, self._registrar = desk, registrar
         self._epochs = itertools.count(1)
@@ -79,6 +82,7 @@ class EngineSocket:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not same_user(writer):
+            self._refused("user")
             writer.transport.abort()
             return
         try:
@@ -88,6 +92,7 @@ class EngineSocket:
         except RegistrationError as error:
             await self._reject(register, writer, error)
         except (WireError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            self._refused("timeout" if isinstance(error, TimeoutError) else "protocol")
             _log.warning("an engine's connection ended unregistered: %s", error)
             writer.transport.abort()
         else:

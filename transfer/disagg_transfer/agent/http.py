@@ -1,14 +1,18 @@
 """What probes, Prometheus and the operator read."""
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from disagg_transfer.agent.http_guard import MAX_CONNECTIONS, Guard, timed
 from disagg_transfer.agent.outcomes import Changes
-from disagg_transfer.agent.ports import listen
+from disagg_transfer.agent.ports import listen, serve
+from disagg_transfer.agent.waiting_room import WaitingRoom
 from disagg_transfer.contract import (
     PATH_LIVE,
     PATH_METRICS,
@@ -42,13 +46,18 @@ class Http:
         alive: Callable[[], bool],
         metrics: Callable[[], bytes],
         changes: Changes,
+        refused: Callable[[str], None],
     ) -> None:
         self._report, self._alive, self._metrics = report, alive, metrics
         self._changes = changes
+        self._refused = refused
+        self._room = WaitingRoom(seats=MAX_CONNECTIONS, count=refused, what="HTTP port")
+        self._log = logging.getLogger(__name__)
+        self._log.addFilter(self._is_ours)
         self.port = 0
 
     async def run(self, port: int) -> None:
-        app = web.Application()
+        app = web.Application(middlewares=[timed])
         app.add_routes(
             [
                 web.get(PATH_LIVE, self._live),
@@ -58,15 +67,27 @@ class Http:
                 web.get(PATH_REPORT, self._poll),
             ]
         )
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, logger=self._log)
         await runner.setup()
         try:
             sock = listen(port)
             self.port = sock.getsockname()[1]
-            await web.SockSite(runner, sock).start()
-            await asyncio.Event().wait()
+            loop = asyncio.get_running_loop()
+            await serve(await loop.create_server(lambda: self._guarded(runner), sock=sock))
         finally:
             await runner.cleanup()
+
+    def _is_ours(self, record: logging.LogRecord) -> bool:
+        """aiohttp logs a traceback for every request that is none; those are counted instead."""
+        foreign = isinstance((record.exc_info or (None, None))[1], HttpProcessingError)
+        if foreign:
+            self._refused("protocol")
+        return not foreign
+
+    def _guarded(self, runner: web.AppRunner) -> Guard:
+        if runner.server is None:
+            raise RuntimeError("aiohttp's server is set up before the socket listens")
+        return Guard(runner.server(), self._room)
 
     async def _live(self, _request: web.Request) -> web.Response:
         if self._alive():

@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from disagg_transfer.contract import Cause, PeerState, Stage
 
 REFUSALS: Final = ("authentication", "protocol", "timeout", "crowded")
+ENGINE_REFUSALS: Final = ("user", "protocol", "timeout")
+HTTP_REFUSALS: Final = ("protocol", "timeout", "crowded")
 
 
 class Metrics:
@@ -30,6 +32,12 @@ class Metrics:
         self.refusals = self._counter(
             "control_refusals", "Connections turned away on the control port.", ("reason",)
         )
+        self.engine_refusals = self._counter(
+            "engine_socket_refusals", "Connections turned away on the unix sockets.", ("reason",)
+        )
+        self.http_refusals = self._counter(
+            "http_refusals", "Connections closed on the HTTP port unasked.", ("reason",)
+        )
         self.peers = self._gauge("peers", "Peers known, by state.", ("state",))
         self.arena = self._gauge("arena_bytes", "Arena memory, by state.", ("state",))
         self.inflight = self._gauge("requests_inflight", "Requests not ended.", ())
@@ -41,8 +49,13 @@ class Metrics:
             registry=self._registry,
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
         )
-        for reason in REFUSALS:
-            self.refusals.labels(reason)
+        for counter, reasons in (
+            (self.refusals, REFUSALS),
+            (self.engine_refusals, ENGINE_REFUSALS),
+            (self.http_refusals, HTTP_REFUSALS),
+        ):
+            for reason in reasons:
+                counter.labels(reason)
         for state in PeerState:
             self.peers.labels(state.value)
 
@@ -58,10 +71,11 @@ class Metrics:
 
     @property
     def strangers(self) -> int:
-        """Connections turned away so far, for whatever reason."""
+        """Connections turned away so far, wherever and for whatever reason."""
         return sum(
             int(sample.value)
-            for metric in self.refusals.collect()
+            for counter in (self.refusals, self.engine_refusals, self.http_refusals)
+            for metric in counter.collect()
             for sample in metric.samples
             if sample.name.endswith("_total")
         )
