@@ -120,7 +120,8 @@ TARGETS: Final = (
     _of_setting("timeouts", contract.ENV_TIMEOUTS, _TIMEOUTS),
     _of_setting("quarantine", contract.ENV_QUARANTINE, b'{"share": 0.5, "lastingSeconds": 120}'),
     _of_setting("heartbeat", contract.ENV_HEARTBEAT, b'{"limitSeconds": 3}'),
-    _of_setting("types", contract.ENV_STATE_TYPES, b"kv,dsa,example.com/ring"),
+    _of_setting("types", contract.ENV_STATE_TYPES, b"kv,dsa,swa_ring"),
+    _of_setting("ports", contract.ENV_DATA_PORTS, b"21000-21999"),
     _of_setting("numbers", contract.ENV_ARENA_BYTES, b"268435456"),
     _of_setting("key", contract.ENV_KEY_FILE, b"0f" * 32 + b"\n", bytes(range(200, 232))),
 )

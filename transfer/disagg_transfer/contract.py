@@ -40,11 +40,13 @@ ENV_PREFLIGHT: Final = "DISAGG_PREFLIGHT"
 ENV_TRANSPORT_POLICY: Final = "DISAGG_TRANSPORT_POLICY"
 ENV_TRANSPORT: Final = "DISAGG_TRANSPORT"
 ENV_NET_DEVICES: Final = "DISAGG_NET_DEVICES"
+ENV_DATA_PORTS: Final = "DISAGG_DATA_PORTS"
 ENV_BOOTSTRAP_PORT: Final = "DISAGG_BOOTSTRAP_PORT"
 
 ENGINE_PORT: Final = 30000
 CONTROL_PORT: Final = 8998  # the `bootstrap_port` a router sends is this one
 HTTP_PORT: Final = 9464
+DATA_PORTS: Final = (21000, 21999)  # that UCX listens on, for a NetworkPolicy to name
 SOCKET_PATH: Final = "/run/disagg/agent.sock"
 KEY_PATH: Final = "/etc/disagg/key/key"
 

@@ -173,7 +173,7 @@ def lookup(name: str) -> StateType:
     entry = entries().get(name)
     if entry is None:
         raise UnknownStateTypeError(
-            f"state type {name!r} is not known; known: {_listed(entries().values())}. Use one of "
+            f"state type {name!r:.256} is not known; known: {_listed(entries().values())}. Use one of "
             f"these, or install one of your own into the agent's image: docs/state-types.md"
         )
     return entry

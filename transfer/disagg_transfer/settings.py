@@ -23,6 +23,7 @@ DEFAULT_TIMEOUT_S: Final = 30.0
 DEFAULT_QUEUE_TIMEOUT_S: Final = 120.0
 DEFAULT_ARENA_BYTES: Final = 256 << 20
 MAX_ARENA_BYTES: Final = 1 << 44
+MIN_DATA_PORTS: Final = 16  # one for each device of each lane that shares an address
 MIN_KEY_BYTES: Final = 16
 MAX_TIMEOUT_S: Final = 24 * 3600.0
 _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}(?::\d{1,3})?\Z")
@@ -98,6 +99,7 @@ def from_environment(env: Mapping[str, str]) -> Settings:
         ucx=UcxSettings(
             transport=_member(env, contract.ENV_TRANSPORT, Transport, Transport.ANY),
             devices=_devices(env),
+            ports=_ports(env),
         ),
     )
 
@@ -178,6 +180,20 @@ def _devices(env: Mapping[str, str]) -> tuple[str, ...]:
                 "mlx5_0:1; list them with commas, or leave it empty for any"
             )
     return tuple(filter(None, names))
+
+
+def _ports(env: Mapping[str, str]) -> tuple[int, int]:
+    text = env.get(contract.ENV_DATA_PORTS, "")
+    match = re.fullmatch(r"(\d{4,5})-(\d{4,5})", text, flags=re.ASCII)
+    if not text:
+        return contract.DATA_PORTS
+    low, high = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not (low >= 1024 and low + MIN_DATA_PORTS - 1 <= high <= 65535):
+        raise SettingsError(
+            f"{contract.ENV_DATA_PORTS}: {text!r:.64} is not first-last with ports within "
+            f"1024..65535 and at least {MIN_DATA_PORTS} of them"
+        )
+    return low, high
 
 
 def _peers(env: Mapping[str, str]) -> tuple[Address, ...]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from disagg_transfer.contract import DATA_PORTS
+
 ENV_TLS: Final = "UCX_TLS"
 ENV_DEVICES: Final = "UCX_NET_DEVICES"
 
@@ -33,6 +35,8 @@ class UcxSettings:
     transport: Transport = Transport.ANY
     devices: tuple[str, ...] = ()  # as UCX names them, "mlx5_0:1" or "eth0"; empty: any
     segment_bytes: int = 256 << 10  # of TCP: what one send or receive takes
+    # First and last port that UCX may listen on; it takes a free one of them for each device.
+    ports: tuple[int, int] = DATA_PORTS
     # A black-holed TCP peer is an error after this, not after the kernel's quarter of an hour.
     tcp_timeout_s: int = 5
 
@@ -41,6 +45,7 @@ class UcxSettings:
         return ",".join(
             (
                 f"TCP_USER_TIMEOUT={self.tcp_timeout_s}s",
+                f"TCP_PORT_RANGE={self.ports[0]}-{self.ports[1]}",
                 f"TCP_TX_SEG_SIZE={self.segment_bytes}",
                 f"TCP_RX_SEG_SIZE={self.segment_bytes}",
             )
@@ -53,4 +58,6 @@ class UcxSettings:
         return named | ({ENV_DEVICES: ",".join(self.devices)} if self.devices else {})
 
     def __str__(self) -> str:
-        return f"transport {self.transport}, devices {', '.join(self.devices) or 'any'}"
+        devices = ", ".join(self.devices) or "any"
+        ports = f"{self.ports[0]}-{self.ports[1]}"
+        return f"transport {self.transport}, devices {devices}, data ports {ports}"

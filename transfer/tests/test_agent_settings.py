@@ -40,6 +40,7 @@ def test_a_full_environment_is_read(env):
             "DISAGG_ARENA_BYTES": "5000",
             "DISAGG_TRANSPORT": "rdma",
             "DISAGG_NET_DEVICES": "mlx5_0:1, mlx5_1:1",
+            "DISAGG_DATA_PORTS": "22000-22099",
             "DISAGG_TIMEOUTS": '{"default": 3, "stages": {"wire": 1.5}, "stateTypes": {"dsa": 2}}',
         }
     )
@@ -51,6 +52,7 @@ def test_a_full_environment_is_read(env):
     assert settings.arena_bytes == 8192
     assert settings.ucx.transport is Transport.RDMA
     assert settings.ucx.devices == ("mlx5_0:1", "mlx5_1:1")
+    assert settings.ucx.ports == (22000, 22099)
     assert settings.timeouts.limit(Stage.WIRE, "nsa") == 2
     assert settings.timeouts.limit(Stage.WIRE) == 1.5
     assert settings.timeouts.limit(Stage.SCATTER) == 3
@@ -69,6 +71,10 @@ def test_a_full_environment_is_read(env):
         ("DISAGG_INTEGRITY", "maybe", "'maybe' is not one of always, off"),
         ("DISAGG_FAULT_SWITCH", "1", "'1' is not one of enabled, disabled"),
         ("DISAGG_TRANSPORT", "ib", "'ib' is not one of any, rdma, tcp"),
+        ("DISAGG_DATA_PORTS", "21000", "'21000' is not first-last with ports within 1024..65535"),
+        ("DISAGG_DATA_PORTS", "21000-21014", "at least 16 of them"),
+        ("DISAGG_DATA_PORTS", "65000-65536", "within 1024..65535"),
+        ("DISAGG_DATA_PORTS", "80-2000", "not first-last"),
         ("DISAGG_NET_DEVICES", "eth0,mlx5 0", "'mlx5 0' is not a device name"),
         ("DISAGG_PEER_SERVICE", "a:b:c", "'a:b:c' is not host or host:port"),
         ("DISAGG_TIMEOUTS", "{", "not JSON"),
