@@ -1,8 +1,7 @@
 """An engine's paged memory for one shape, and what stands in it.
 
 Word i of the prefill pool holds a value made of i alone, and every repetition owns other pages: so
-a page that is stale, or lies in another's place, is a difference. Gather is one index_select per
-tensor into the arena, scatter one index_copy_ out of it.
+a page that is stale, or lies in another's place, is a difference.
 """
 
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from disagg_bench.shapes import WORD_BYTES, Block, Shape
+from disagg_transfer.engines.pages import Pages
 
 _FACTOR: Final = -7046029254386353131  # odd: every word of the pool is another
 _CHUNK_WORDS: Final = 4 << 20
@@ -31,6 +31,7 @@ class Pool:
         for block in shape.blocks:
             self._starts[block.name] = start
             start += block.tensors * block.pool_pages * _words(block)
+        self._rows = {block.name: Pages(tuple(self._tensors(block))) for block in shape.blocks}
         if filled:
             for at in range(0, words, _CHUNK_WORDS):
                 part = self.memory[at : at + _CHUNK_WORDS]
@@ -50,14 +51,10 @@ class Pool:
         return memoryview(words).cast("B")[:nbytes]
 
     def gather(self, block: Block, pages: torch.Tensor, out: memoryview) -> None:
-        rows = torch.frombuffer(out, dtype=torch.int64).view(block.tensors, block.pages, -1)
-        for tensor, row in zip(self._tensors(block), rows, strict=True):
-            torch.index_select(tensor, 0, pages, out=row)
+        self._rows[block.name].gather(pages, out)
 
     def scatter(self, block: Block, pages: torch.Tensor, payload: memoryview) -> None:
-        rows = torch.frombuffer(payload, dtype=torch.int64).view(block.tensors, block.pages, -1)
-        for tensor, row in zip(self._tensors(block), rows, strict=True):
-            tensor.index_copy_(0, pages, row)
+        self._rows[block.name].scatter(pages, payload)
 
     def descriptors(self) -> "np.ndarray[tuple[int, int], np.dtype[np.uint64]]":
         """(address, length, device) of every page of the pool, blocks and tensors in order."""

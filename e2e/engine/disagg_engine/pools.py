@@ -2,8 +2,7 @@
 
 A pool is one tensor of 64-bit words [pages, words of an item]. Pages of a request are scattered
 over it on purpose, as in any engine that serves many requests, so that gather and scatter are
-exercised on every transfer. Gather is one index_select into the arena, scatter one index_copy_
-out of it; neither touches a page in Python.
+exercised on every transfer.
 """
 
 import threading
@@ -15,6 +14,7 @@ import torch
 
 from disagg_engine.errors import BadRequestError, OverloadedError
 from disagg_engine.layout import WORD_BYTES, ComponentLayout, Field
+from disagg_transfer.engines.pages import Pages as Rows
 
 Pages = torch.Tensor  # indices of one request's pages in one pool, in token order
 
@@ -26,6 +26,7 @@ class PagePool:
         self.layout = layout
         self.capacity = pages
         self._words = torch.zeros((pages, layout.item_bytes // WORD_BYTES), dtype=torch.int64)
+        self._rows = Rows([self._words])
         self._order = torch.Generator().manual_seed(shuffle_seed)
         self._free = torch.randperm(pages, generator=self._order)
 
@@ -53,23 +54,12 @@ class PagePool:
         raise KeyError(field)
 
     def gather(self, pages: Pages, out: memoryview) -> None:
-        """Copy the pages into contiguous arena memory."""
-        if len(pages):
-            torch.index_select(self._words, 0, pages, out=self._arena(out, len(pages)))
+        """Copy the pages into arena memory."""
+        self._rows.gather(pages, out)
 
     def scatter(self, pages: Pages, payload: memoryview) -> None:
-        """Copy contiguous arena memory into the pages."""
-        if len(pages):
-            self._words.index_copy_(0, pages, self._arena(payload, len(pages)))
-
-    def _arena(self, view: memoryview, pages: int) -> torch.Tensor:
-        expected = pages * self.layout.item_bytes
-        if view.nbytes != expected:
-            raise ValueError(
-                f"{self.layout.name}: {pages} pages are {expected} bytes, the arena view has"
-                f" {view.nbytes}"
-            )
-        return torch.frombuffer(view, dtype=torch.int64).view(pages, -1)
+        """Copy arena memory into the pages."""
+        self._rows.scatter(pages, payload)
 
 
 class PoolSet:
