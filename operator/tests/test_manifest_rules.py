@@ -83,9 +83,19 @@ ALLOWED = {
             }
         },
     },
-    "an arena as a number": {"transfer": {"agent": {"arenaBytes": 67108864}}},
+    "an arena as a number": {"transfer": {"arena": {"bytes": 67108864}}},
     "bounds of a rollout": {"rollout": {"maxSurge": "25%", "maxUnavailable": 1}},
-    "an arena as a quantity": {"transfer": {"agent": {"arenaBytes": "4Gi"}}},
+    "how state moves": {
+        "transfer": {
+            "transport": "RequireRDMA",
+            "netDevices": ["mlx5_0:1", "eth0"],
+            "dataPorts": "1024-1039",
+            "preflight": {"mode": "Required"},
+            "timeouts": {"heartbeat": "300ms"},
+            "quarantine": {"percent": 1, "lastingPercent": 100, "lastingTime": "1s"},
+        }
+    },
+    "an arena as a quantity": {"transfer": {"arena": {"bytes": "4Gi"}}},
 }
 
 REFUSED = {
@@ -227,16 +237,47 @@ REFUSED = {
         ["transfer.timeouts.stateTypes", "mamba", 'model.stateTypes ["kv"]'],
     ),
     "an arena that is no quantity": (
-        {"transfer": {"agent": {"arenaBytes": "12Q"}}},
-        ["spec.transfer.agent.arenaBytes", "12Q", "from 1Mi to 16Ti"],
+        {"transfer": {"arena": {"bytes": "12Q"}}},
+        ["spec.transfer.arena.bytes", "12Q", "from 1Mi to 16Ti"],
     ),
     "an arena too small to hold anything": (
-        {"transfer": {"agent": {"arenaBytes": 4096}}},
-        ["spec.transfer.agent.arenaBytes", "4096", "from 1Mi to 16Ti"],
+        {"transfer": {"arena": {"bytes": 4096}}},
+        ["spec.transfer.arena.bytes", "4096", "from 1Mi to 16Ti"],
     ),
     "an arena larger than any machine": (
-        {"transfer": {"agent": {"arenaBytes": "17Ti"}}},
-        ["spec.transfer.agent.arenaBytes", "17Ti", "from 1Mi to 16Ti"],
+        {"transfer": {"arena": {"bytes": "17Ti"}}},
+        ["spec.transfer.arena.bytes", "17Ti", "from 1Mi to 16Ti"],
+    ),
+    "a transport that there is not": (
+        {"transfer": {"transport": "ipx"}},
+        ["spec.transfer.transport", "ipx", "Any", "PreferRDMA", "RequireRDMA", "TCP"],
+    ),
+    "a device that is no name": (
+        {"transfer": {"netDevices": ["mlx5 0"]}},
+        ["spec.transfer.netDevices[0]", "mlx5 0"],
+    ),
+    **{
+        f"data ports {ports}": (
+            {"transfer": {"dataPorts": ports}},
+            ["spec.transfer.dataPorts", ports, "within 1024-65535 and at least 16 ports"],
+        )
+        for ports in ("21000", "21000-21014", "80-2000", "65000-65536", "a-b", "22000-21000")
+    },
+    "an engine among the data ports": (
+        {"engine": {"port": 21500}},
+        ["engine.port 21500", "transfer.dataPorts 21000-21999"],
+    ),
+    "a heartbeat too quick": (
+        {"transfer": {"timeouts": {"heartbeat": "299ms"}}},
+        ["spec.transfer.timeouts.heartbeat", "299ms", "at least 300ms"],
+    ),
+    "a share above the whole": (
+        {"transfer": {"quarantine": {"percent": 101}}},
+        ["spec.transfer.quarantine.percent", "less than or equal to 100"],
+    ),
+    "a preflight that there is not": (
+        {"transfer": {"preflight": {"mode": "Maybe"}}},
+        ["spec.transfer.preflight.mode", "Maybe", "Required"],
     ),
     "an unknown field": ({"engine": {"typo": 1}}, ["spec.engine.typo", "unknown field"]),
     "no model": ({"model": {"source": ""}}, ["spec.model.source", "at least 1 chars"]),

@@ -91,6 +91,48 @@ def test_agents_are_told_types_by_registry_name_and_deadlines_in_seconds(pod):
     assert told[contract.ENV_FAULT_SWITCH] == "enabled"
 
 
+def test_agents_are_told_how_to_move_state(pod):
+    told = env(
+        agent(
+            pod(
+                transfer={
+                    "transport": "TCP",
+                    "netDevices": ["eth0", "mlx5_0:1"],
+                    "dataPorts": "22000-22099",
+                    "preflight": {"mode": "Required"},
+                    "timeouts": {"heartbeat": "1500ms"},
+                    "quarantine": {"percent": 25, "lastingPercent": 5, "lastingTime": "1m"},
+                }
+            )
+        )
+    )
+    assert told[contract.ENV_TRANSPORT] == "tcp"
+    assert told[contract.ENV_TRANSPORT_POLICY] == "Any"
+    assert told[contract.ENV_NET_DEVICES] == "eth0,mlx5_0:1"
+    assert told[contract.ENV_DATA_PORTS] == "22000-22099"
+    assert told[contract.ENV_PREFLIGHT] == "required"
+    assert json.loads(told[contract.ENV_HEARTBEAT]) == {"limitSeconds": 1.5}
+    assert json.loads(told[contract.ENV_QUARANTINE]) == {
+        "share": 0.25,
+        "lastingShare": 0.05,
+        "lastingSeconds": 60.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "policy"),
+    [
+        ({}, "Any"),
+        (H200, "PreferRDMA"),
+        ({"transfer": {"transport": "RequireRDMA"}}, "RequireRDMA"),
+        ({**H200, "transfer": {"transport": "Any"}}, "Any"),
+    ],
+)
+def test_rdma_is_preferred_where_there_is_some(pod, spec, policy):
+    told = env(agent(pod(**spec, **(on_roles(gpusPerNode=1) if "hardware" in spec else {}))))
+    assert (told[contract.ENV_TRANSPORT], told[contract.ENV_TRANSPORT_POLICY]) == ("any", policy)
+
+
 def test_a_prefill_queue_has_a_longer_deadline_of_its_own(pod):
     timeouts = json.loads(env(agent(pod()))[contract.ENV_TIMEOUTS])
     assert timeouts == {"default": 30.0, "stages": {"queue": 120.0}, "stateTypes": {}}
@@ -102,9 +144,19 @@ def test_only_decode_looks_for_peers(pod):
     assert contract.ENV_PEER_SERVICE not in env(agent(pod(role="prefill")))
 
 
+EXTREMES = {
+    "netDevices": ["mlx5_0:1"],
+    "dataPorts": "1024-1039",
+    "timeouts": {"heartbeat": "300ms"},
+    "quarantine": {"percent": 1, "lastingPercent": 100, "lastingTime": "24h"},
+}
+
+
+@pytest.mark.parametrize("transfer", [{}, EXTREMES], ids=["plain", "extremes"])
 @pytest.mark.parametrize("role", names.ROLES)
-def test_the_agent_takes_the_environment_that_it_is_given(pod, role, tmp_path):
-    given = {name: value or "10.0.0.1" for name, value in env(agent(pod(role=role))).items()}
+def test_the_agent_takes_the_environment_that_it_is_given(pod, role, transfer, tmp_path):
+    told = env(agent(pod(role=role, transfer=transfer)))
+    given = {name: "10.0.0.1" if value is None else value for name, value in told.items()}
     key = tmp_path / "key"
     key.write_bytes(bytes(32))
     settings = agent_settings.from_environment({**given, contract.ENV_KEY_FILE: str(key)})
@@ -119,7 +171,7 @@ def test_the_key_is_mounted_in_the_agent_and_nowhere_else(pod):
 
 
 def test_the_agents_memory_holds_its_arena(pod):
-    resources = agent(pod(transfer={"agent": {"arenaBytes": "1Gi"}}))["resources"]
+    resources = agent(pod(transfer={"arena": {"bytes": "1Gi"}}))["resources"]
     assert resources["requests"]["memory"] == "1024Mi"
     assert resources["limits"]["memory"] == "1536Mi"
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from disagg_operator.api.owned import OWNED_FLAGS, OWNED_ROUTER_FLAGS
 from disagg_operator.api.rules import Rule, cel_list, rule
+from disagg_operator.api.transfer_rules import ENGINE_OUTSIDE_DATA_PORTS_RULE
 from disagg_operator.names import ROLES
 from disagg_transfer import contract
 
@@ -112,6 +113,7 @@ SPEC_RULES = (
     _IMAGE_RULE,
     _BOTH_ROLES_RULE,
     _TIMEOUT_KEYS_RULE,
+    ENGINE_OUTSIDE_DATA_PORTS_RULE,
     *(item for role in ROLES for item in _parallelism_rules(role)),
     *_owned_flag_rules(),
 )

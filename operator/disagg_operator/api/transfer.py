@@ -4,8 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from disagg_operator.api import transfer_rules
 from disagg_operator.api.base import ApiModel, Bytes, Duration, Image
 from disagg_operator.api.pods import Resources
+from disagg_operator.api.rules import SET, rules
+from disagg_transfer import contract
+
+_Device = Annotated[str, Field(pattern=transfer_rules.DEVICE, max_length=68)]
 
 
 class AgentSpec(ApiModel):
@@ -19,11 +24,39 @@ class AgentSpec(ApiModel):
         description="Resources of the agent; its memory limit must hold the arena. A small default"
         " is used for what is left out.",
     )
-    arena_bytes: Bytes | None = Field(
+
+
+class ArenaSpec(ApiModel):
+    """The memory that payloads pass through."""
+
+    bytes: Bytes | None = Field(
         None,
-        description="Memory that payloads pass through, such as 4Gi: room for the requests in"
-        " flight at once. 64Mi for the reference engine and 4Gi on H200 when left out.",
+        description="Its size, such as 4Gi: room for the requests in flight at once. 64Mi with"
+        " hardware.profile cpu and 4Gi on H200 when left out.",
     )
+
+
+class PreflightSpec(ApiModel):
+    """What is pulled from each peer to see that state moves, before there are requests."""
+
+    mode: Literal["Observe", "Required", "Off"] = Field(
+        "Observe",
+        description="Observe: tell what was found. Required: pods are not Ready before every peer"
+        " has passed. Off: pull nothing.",
+    )
+
+
+_Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+class QuarantineSpec(ApiModel):
+    """When memory that late bytes may still reach takes a pod out of service."""
+
+    percent: _Percent = Field(50, description="Share of the arena that is too much at once.")
+    lasting_percent: _Percent = Field(
+        10, description="Share of the arena that is too much for longer than lastingTime."
+    )
+    lasting_time: Duration = Field("2m", description="How long the smaller share may last.")
 
 
 class StageTimeouts(ApiModel):
@@ -52,6 +85,11 @@ class Timeouts(ApiModel):
     """Deadlines of a transfer. Each stage's begins when the stage begins."""
 
     default: Duration = Field("30s", description="Deadline of every stage not named below.")
+    heartbeat: Duration = Field(
+        "3s",
+        description="A peer that says nothing for so long is lost.",
+        json_schema_extra=rules(transfer_rules.HEARTBEAT_RULE),
+    )
     stages: StageTimeouts = Field(
         StageTimeouts(), description="Deadlines by stage; timeouts.default where left out."
     )
@@ -66,7 +104,35 @@ class TransferSpec(ApiModel):
     """How state moves from prefill to decode."""
 
     agent: AgentSpec = Field(AgentSpec(), description="The transfer agent, a sidecar of each pod.")
+    arena: ArenaSpec = Field(
+        ArenaSpec(), description="The memory that payloads pass through, in every pod."
+    )
     timeouts: Timeouts = Field(Timeouts(), description="Deadlines, by stage and by state type.")
+    transport: Literal["Any", "PreferRDMA", "RequireRDMA", "TCP"] | None = Field(
+        None,
+        description="What state may move over. PreferRDMA: a fallback to TCP is told. RequireRDMA:"
+        " pods without RDMA are not Ready. Any with hardware.profile cpu and PreferRDMA on H200 when"
+        " left out.",
+    )
+    net_devices: tuple[_Device, ...] = Field(
+        (),
+        max_length=16,
+        description="Network devices to use, as UCX names them, such as mlx5_0:1 or eth0; any when"
+        " left out.",
+        json_schema_extra=SET,
+    )
+    data_ports: str = Field(
+        f"{contract.DATA_PORTS[0]}-{contract.DATA_PORTS[1]}",
+        max_length=11,
+        description="TCP ports of the data plane, first-last. Prefill pods listen on them.",
+        json_schema_extra=rules(transfer_rules.DATA_PORTS_RULE),
+    )
+    preflight: PreflightSpec = Field(
+        PreflightSpec(), description="Pulling samples before there are requests."
+    )
+    quarantine: QuarantineSpec = Field(
+        QuarantineSpec(), description="When memory that late bytes may reach is too much."
+    )
     integrity: Literal["Always", "Off"] = Field(
         "Always", description="Whether decode checks a digest of every payload."
     )

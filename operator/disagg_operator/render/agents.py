@@ -5,7 +5,7 @@ from typing import Any
 
 from disagg_operator.api.quantities import duration_seconds, quantity_bytes
 from disagg_operator.api.resource import Deployment
-from disagg_operator.api.transfer import Timeouts
+from disagg_operator.api.transfer import QuarantineSpec, Timeouts
 from disagg_operator.names import CONTAINER_AGENT, PREFILL, role_service_name
 from disagg_operator.render.images import Images, agent_image
 from disagg_operator.render.probes import http_probe
@@ -35,7 +35,7 @@ def agent_container(slot: Slot, *, profile: Profile, images: Images) -> Object:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "command": ["disagg-agent", "serve"],
         "restartPolicy": "Always",
-        "env": _env(slot, arena=arena),
+        "env": _env(slot, arena=arena, profile=profile),
         "ports": [
             {"name": "control", "containerPort": contract.CONTROL_PORT, "protocol": "TCP"},
             {"name": "agent-http", "containerPort": port, "protocol": "TCP"},
@@ -56,7 +56,7 @@ def agent_container(slot: Slot, *, profile: Profile, images: Images) -> Object:
 
 
 def arena_bytes(deployment: Deployment, *, profile: Profile) -> int:
-    asked = deployment.spec.transfer.agent.arena_bytes
+    asked = deployment.spec.transfer.arena.bytes
     return profile.arena_bytes if asked is None else quantity_bytes(asked)
 
 
@@ -69,7 +69,7 @@ def _canonical(name: str) -> str:
     return contract.STATE_TYPE_ALIASES.get(name, name)
 
 
-def _env(slot: Slot, *, arena: int) -> list[Object]:
+def _env(slot: Slot, *, arena: int, profile: Profile) -> list[Object]:
     deployment, transfer = slot.deployment, slot.deployment.spec.transfer
     values = {
         contract.ENV_NAMESPACE: deployment.namespace,
@@ -89,6 +89,12 @@ def _env(slot: Slot, *, arena: int) -> list[Object]:
         **_peer_service(slot),
         contract.ENV_TIMEOUTS: _timeouts(transfer.timeouts),
         contract.ENV_INTEGRITY: contract.Integrity(transfer.integrity.lower()).value,
+        **_transport(deployment, profile=profile),
+        contract.ENV_PREFLIGHT: contract.PreflightMode(transfer.preflight.mode.lower()).value,
+        contract.ENV_HEARTBEAT: _json(
+            {"limitSeconds": duration_seconds(transfer.timeouts.heartbeat)}
+        ),
+        contract.ENV_QUARANTINE: _quarantine(transfer.quarantine),
         contract.ENV_FAULT_SWITCH: contract.FaultSwitch(transfer.fault_switch.lower()).value,
     }
     address = {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}
@@ -96,6 +102,33 @@ def _env(slot: Slot, *, arena: int) -> list[Object]:
         *({"name": name, "value": value} for name, value in values.items()),
         {"name": contract.ENV_POD_IP, "valueFrom": address},
     ]
+
+
+def _transport(deployment: Deployment, *, profile: Profile) -> dict[str, str]:
+    """RequireRDMA does not take TCP from UCX: the agent starts, and says why it is not ready."""
+    transfer = deployment.spec.transfer
+    asked = transfer.transport or profile.transport
+    policy = contract.TransportPolicy.ANY if asked == "TCP" else contract.TransportPolicy(asked)
+    return {
+        contract.ENV_TRANSPORT: "tcp" if asked == "TCP" else "any",
+        contract.ENV_TRANSPORT_POLICY: policy.value,
+        contract.ENV_NET_DEVICES: ",".join(transfer.net_devices),
+        contract.ENV_DATA_PORTS: transfer.data_ports,
+    }
+
+
+def _quarantine(limits: QuarantineSpec) -> str:
+    return _json(
+        {
+            "share": limits.percent / 100,
+            "lastingShare": limits.lasting_percent / 100,
+            "lastingSeconds": duration_seconds(limits.lasting_time),
+        }
+    )
+
+
+def _json(value: Object) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 
 def _peer_service(slot: Slot) -> dict[str, str]:
@@ -114,4 +147,4 @@ def _timeouts(timeouts: Timeouts) -> str:
         "stages": {stage: duration_seconds(text) for stage, text in stages.items()},
         "stateTypes": {_canonical(name): duration_seconds(text) for name, text in types.items()},
     }
-    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return _json(value)

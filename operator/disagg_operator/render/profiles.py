@@ -50,6 +50,7 @@ class Profile:
     engine_env: tuple[tuple[str, str], ...] = ()
     shared_memory: str = ""
     arena_bytes: int
+    transport: str  # of spec.transfer, when it says nothing
 
 
 def profile(name: str, *, role: RoleSpec) -> Profile:
@@ -66,6 +67,7 @@ _CPU = Profile(
     # The root file system is read-only and the user has no home.
     engine_env=(("HOME", "/tmp"),),  # noqa: S108
     arena_bytes=64 << 20,
+    transport="Any",
 )
 
 
@@ -87,6 +89,7 @@ def _h200(role: RoleSpec) -> Profile:
         engine_env=(("NCCL_SOCKET_IFNAME", "eth0"), ("GLOO_SOCKET_IFNAME", "eth0")),
         shared_memory=_SHARED_MEMORY,
         arena_bytes=4 << 30,
+        transport="PreferRDMA",
     )
 
 

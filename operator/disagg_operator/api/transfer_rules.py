@@ -1,0 +1,30 @@
+"""The CEL rules of `spec.transfer`, and what one of them needs from the rest of `spec`."""
+
+from disagg_operator.api.rules import rule
+
+MIN_DATA_PORTS = 16  # as the agent asks: one for each device of each rank
+DEVICE = "^[A-Za-z0-9_.-]{1,64}(:[0-9]{1,3})?$"
+
+HEARTBEAT_RULE = rule(
+    "duration(self) >= duration('300ms')",
+    "timeouts.heartbeat %s must be at least 300ms: three beats fit into it",
+    "self",
+)
+
+_FIRST, _LAST = (f"int(self.split('-')[{place}])" for place in (0, 1))
+DATA_PORTS_RULE = rule(
+    f"self.matches('^[1-9][0-9]{{3,4}}-[1-9][0-9]{{3,4}}$') && {_FIRST} >= 1024 &&"
+    f" {_LAST} <= 65535 && {_LAST} - {_FIRST} >= {MIN_DATA_PORTS - 1}",
+    "dataPorts %s must be first-last, such as 21000-21999: within 1024-65535 and at least"
+    f" {MIN_DATA_PORTS} ports",
+    "self",
+)
+
+# At spec, where both ports are in sight.
+_PORTS = "self.transfer.dataPorts.split('-')"
+ENGINE_OUTSIDE_DATA_PORTS_RULE = rule(
+    f"self.engine.port < int({_PORTS}[0]) || self.engine.port > int({_PORTS}[1])",
+    "engine.port %s is one of transfer.dataPorts %s, which the agent of the same pod listens on",
+    "self.engine.port",
+    "self.transfer.dataPorts",
+)
