@@ -18,6 +18,7 @@ from typing import Final
 
 from disagg_bench.detection import measure_detection
 from disagg_bench.endurance import measure_endurance
+from disagg_bench.fleet import measure_fleet
 from disagg_bench.layouts import measure_layout, measure_layout_and_floors
 from disagg_bench.machine import machine_facts
 from disagg_bench.pair import TRANSPORT
@@ -78,6 +79,7 @@ def _measurements(folder: Path) -> Iterator[tuple[str, Measurement]]:
     yield "endurance", partial(measure_endurance, folder / "endurance")
     yield "detection", partial(measure_detection, folder / "detection")
     yield from fault_measurements(folder / "faults")
+    yield "fleet", partial(measure_fleet, folder / "fleet")
 
 
 def _write(path: Path, text: str) -> None:

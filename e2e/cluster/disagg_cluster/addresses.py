@@ -17,6 +17,8 @@ BRIDGE = "disagg0"
 POD_NETWORK = "198.18.0.0/16"
 LAST_REAL_POD_ADDRESS = "198.18.127.254"
 KWOK_POD_NETWORK = "198.18.128.0/17"  # said by simulated pods, answered by nothing
+# Where whoever simulates the pods can answer for them, with one socket and without root.
+KWOK_LOOPBACK_NETWORK = "127.64.0.0/10"
 NODE_ADDRESS = "198.18.0.1"  # the bridge's own: pods reach the API server, DNS and kubelet here
 NODE_PREFIX = 16
 SERVICE_NETWORK = "198.19.0.0/16"
@@ -65,6 +67,7 @@ class Settings:
     ports: Ports
     with_node: bool
     kwok_nodes: int = 0
+    kwok_on_loopback: bool = False
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
@@ -79,6 +82,7 @@ class Settings:
                 ports=Ports(**raw["ports"]),
                 with_node=bool(raw["with_node"]),
                 kwok_nodes=int(raw["kwok_nodes"]),
+                kwok_on_loopback=bool(raw.get("kwok_on_loopback", False)),
             )
         except FileNotFoundError:
             return None

@@ -62,7 +62,7 @@ def start_control_plane(layout: Layout, settings: Settings) -> list[str]:
             [
                 controlplane.etcd(layout, binaries, ports),
                 controlplane.api_server(layout, binaries, ports, with_node=settings.with_node),
-                controlplane.controller_manager(layout, binaries, ports),
+                controlplane.controller_manager(layout, binaries, settings),
                 controlplane.scheduler(layout, binaries, ports),
             ],
         )
@@ -110,7 +110,7 @@ def start_node(layout: Layout, settings: Settings) -> list[str]:
 def start_kwok(layout: Layout, settings: Settings) -> list[str]:
     binaries = ensure_binaries(KWOK)
     kwok.write_kwok_files(layout)
-    started = run_components(layout, [kwok.kwok(layout, binaries, settings.ports)])
+    started = run_components(layout, [kwok.kwok(layout, binaries, settings)])
     api = ApiClient(port=settings.ports.api, pki=layout.pki)
     with step(f"making {settings.kwok_nodes} simulated nodes"):
         kwok.ensure_nodes(api, settings.kwok_nodes, tainted=settings.with_node)
@@ -185,18 +185,23 @@ def _had_node(layout: Layout) -> bool:
 
 
 @contextlib.contextmanager
-def control_plane(directory: Path | None = None) -> Iterator[Path]:
+def control_plane(directory: Path | None = None, *, kwok_nodes: int = 0) -> Iterator[Path]:
     """An API server with nothing else running on the machine: yields the admin kubeconfig's path.
 
     Takes about 5 s, needs no root, uses free ports, and is gone at the end; any number can run side
-    by side. Pods are scheduled nowhere: there is no node.
+    by side. Pods are scheduled nowhere without `kwok_nodes`; those of simulated nodes have addresses
+    of the loopback network.
     """
     with contextlib.ExitStack() as cleanup:
         if directory is None:
             directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory("-disagg-api")))
         layout = Layout(root=directory)
-        settings = Settings(ports=Ports.free(), with_node=False)
+        settings = Settings(
+            ports=Ports.free(), with_node=False, kwok_nodes=kwok_nodes, kwok_on_loopback=True
+        )
         cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
         cleanup.callback(stop_processes, layout)
         start_control_plane(layout, settings)
+        if kwok_nodes:
+            start_kwok(layout, settings)
         yield layout.admin_kubeconfig

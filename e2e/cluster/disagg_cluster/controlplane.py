@@ -12,6 +12,7 @@ from disagg_cluster.addresses import (
     POD_NETWORK,
     SERVICE_NETWORK,
     Ports,
+    Settings,
 )
 from disagg_cluster.api import is_healthy
 from disagg_cluster.layout import Layout, write_when_changed
@@ -24,6 +25,10 @@ AUDIT_POLICY = {
     "omitStages": ["RequestReceived"],
     "rules": [{"level": "Metadata"}],
 }
+
+
+# Endpoints may not be loopback addresses: these would only try, again and again.
+_NO_ENDPOINTS = ("-endpoints-controller", "-endpointslice-controller")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +104,12 @@ def api_server(layout: Layout, binaries: Path, ports: Ports, *, with_node: bool)
     return Component(program=program, is_ready=lambda: is_healthy(ports.api, "/readyz"))
 
 
-def controller_manager(layout: Layout, binaries: Path, ports: Ports) -> Component:
-    pki = layout.pki
+def controller_manager(layout: Layout, binaries: Path, settings: Settings) -> Component:
+    pki, ports = layout.pki, settings.ports
     arguments = {
         "bind-address": LOOPBACK,
         "cluster-cidr": POD_NETWORK,
+        "controllers": ",".join(("*", *(_NO_ENDPOINTS if settings.kwok_on_loopback else ()))),
         "cluster-signing-cert-file": pki / "ca.crt",
         "cluster-signing-key-file": pki / "ca.key",
         "kubeconfig": layout.kubeconfigs / "controller-manager.yaml",

@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from disagg_cluster.addresses import KWOK_POD_NETWORK, LOOPBACK, NODE_ADDRESS, Ports
+from disagg_cluster.addresses import (
+    KWOK_LOOPBACK_NETWORK,
+    KWOK_POD_NETWORK,
+    LOOPBACK,
+    NODE_ADDRESS,
+    Settings,
+)
 from disagg_cluster.api import ApiClient, is_healthy
 from disagg_cluster.binaries import KWOK, module_folder
 from disagg_cluster.controlplane import Component
@@ -68,7 +74,8 @@ def write_kwok_files(layout: Layout) -> None:
     write_when_changed(layout.configs / "kwok.yaml", stages_text(module))
 
 
-def kwok(layout: Layout, binaries: Path, ports: Ports) -> Component:
+def kwok(layout: Layout, binaries: Path, settings: Settings) -> Component:
+    ports = settings.ports
     stages = layout.configs / "kwok.yaml"
     program = Program(
         name="kwok",
@@ -77,7 +84,7 @@ def kwok(layout: Layout, binaries: Path, ports: Ports) -> Component:
             f"--kubeconfig={layout.kubeconfigs / 'kwok.yaml'}",
             f"--config={stages}",
             f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
-            f"--cidr={KWOK_POD_NETWORK}",
+            f"--cidr={KWOK_LOOPBACK_NETWORK if settings.kwok_on_loopback else KWOK_POD_NETWORK}",
             f"--node-ip={NODE_ADDRESS}",
             f"--node-lease-duration-seconds={LEASE_S}",
             f"--server-address={LOOPBACK}:{ports.kwok}",
