@@ -48,6 +48,13 @@ class Codec:
         packed: bytes = msgpack.packb([type(message).__name__, _plain(message)])
         return packed
 
+    def encode_checked(self, message: Any) -> bytes:
+        """WireError where a field is out of its limits, as the reader would raise."""
+        name, plain = type(message).__name__, _plain(message)
+        self._readers[name](plain, name)
+        packed: bytes = msgpack.packb([name, plain])
+        return packed
+
     def decode(self, data: bytes | memoryview) -> Any:
         try:
             value = msgpack.unpackb(

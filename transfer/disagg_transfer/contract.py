@@ -33,6 +33,7 @@ ENV_KEY_FILE: Final = "DISAGG_KEY_FILE"
 ENV_PEER_SERVICE: Final = "DISAGG_PEER_SERVICE"
 ENV_TIMEOUTS: Final = "DISAGG_TIMEOUTS"
 ENV_INTEGRITY: Final = "DISAGG_INTEGRITY"
+ENV_INTEGRITY_RATE: Final = "DISAGG_INTEGRITY_RATE"
 ENV_FAULT_SWITCH: Final = "DISAGG_FAULT_SWITCH"
 ENV_QUARANTINE: Final = "DISAGG_QUARANTINE"
 ENV_HEARTBEAT: Final = "DISAGG_HEARTBEAT"
@@ -64,6 +65,7 @@ class Role(StrEnum):
 
 class Integrity(StrEnum):
     ALWAYS = "always"
+    SAMPLED = "sampled"  # ENV_INTEGRITY_RATE of all chunks
     OFF = "off"
 
 
@@ -77,11 +79,11 @@ class Stage(StrEnum):
 
     BOOTSTRAP = "bootstrap"  # connect, authenticate, compare layouts
     QUEUE = "queue"  # wanted, until the peer's first offer: its queue and its compute
-    NOTIFY = "notify"  # first offer, until every offer of the request
+    NOTIFY = "notify"  # from one offer or chunk to the next, until all are offered
     ALLOCATE = "allocate"  # room in the arena
     POST = "post"  # handed to NIXL
     WIRE = "wire"  # bytes under way
-    SCATTER = "scatter"  # arrived, until the engine has taken it
+    SCATTER = "scatter"  # handed to the engine, until it gives a chunk back
 
 
 class Cause(StrEnum):
@@ -90,6 +92,8 @@ class Cause(StrEnum):
     EXTRA_STATE = "ExtraState"
     SHORT_PAYLOAD = "ShortPayload"
     LONG_PAYLOAD = "LongPayload"
+    DUPLICATE_PAYLOAD = "DuplicatePayload"
+    OVERLAPPING_PAYLOAD = "OverlappingPayload"
     DIGEST_MISMATCH = "DigestMismatch"
     LAYOUT_MISMATCH = "LayoutMismatch"
     EPOCH_MISMATCH = "EpochMismatch"

@@ -43,7 +43,7 @@ def overdue(due: Due) -> str:
         Stage.BOOTSTRAP: "the peer was not met",
         Stage.QUEUE: "the peer, asked for the request, has offered nothing of it",
         Stage.NOTIFY: f"no offer of {component}",
-        Stage.ALLOCATE: "the arena had no room for the request",
+        Stage.ALLOCATE: f"the arena had no room for a chunk of {component}",
         Stage.POST: f"NIXL did not take the read of {component}",
         Stage.WIRE: f"{component} did not arrive whole",
         Stage.SCATTER: "the engine did not take the request out of the arena and release it",
@@ -54,20 +54,31 @@ def overdue(due: Due) -> str:
 
 
 class StageClocks:
-    """The running clocks of one request, by stage and component."""
+    """The running clocks of one request, by stage and by what each runs for: a component, the
+    offer of one chunk, or with None the request.
+    """
 
     def __init__(self) -> None:
-        self._running: dict[tuple[Stage, str | None], Due] = {}
+        self._running: dict[tuple[Stage, str | int | None], Due] = {}
 
     def start(
-        self, stage: Stage, component: str | None = None, *, now: float, limit_s: float
+        self,
+        stage: Stage,
+        component: str | None = None,
+        *,
+        now: float,
+        limit_s: float,
+        offer: int | None = None,
     ) -> None:
-        self._running[stage, component] = Due(
+        self._running[stage, component if offer is None else offer] = Due(
             at=now + limit_s, started=now, stage=stage, component=component
         )
 
-    def stop(self, stage: Stage, component: str | None = None) -> None:
-        self._running.pop((stage, component), None)
+    def stop(self, stage: Stage, key: str | int | None = None) -> None:
+        self._running.pop((stage, key), None)
+
+    def stop_all(self) -> None:
+        self._running.clear()
 
     @property
     def earliest(self) -> Due | None:

@@ -1,4 +1,8 @@
-"""What an engine and its agent say on the unix socket; every call is answered by its number."""
+"""What an engine and its agent say on the unix socket.
+
+A call is answered by its number, a Stream as often as chunks are ready. A word (OfferPayload,
+GiveBack, CloseStream) is not answered: what it leads to is told in the answer to a later call.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -6,10 +10,12 @@ from typing import Annotated, Final
 from disagg_transfer.codec import Aux, Between, Codec, Count, Name, Room, Text
 from disagg_transfer.contract import Cause, Stage
 
-ENGINE_PROTOCOL: Final = 1
+ENGINE_PROTOCOL: Final = 2
 MAX_ENGINE_FRAME_BYTES: Final = 4 << 20
 
 Millis = Annotated[int, Between(0, 24 * 3600 * 1000)]
+Sizes = Annotated[tuple[Count, ...], Between(1, 4096)]
+Items = Annotated[dict[Name, Count], Between(0, 256)]  # by component
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +49,30 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
+    """Extents of these sizes, all or none."""
+
     call: Count
     room: Room
-    nbytes: Count
+    sizes: Sizes
     timeout_ms: Millis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferPayload:
-    call: Count
     room: Room
     component: Name
     extent: Count
+    first: Count
     items: Count
+    final: bool
     last: bool
     aux: Aux
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskWanted:
+    call: Count
+    room: Room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +84,11 @@ class AwaitRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abort:
+    """`stopped`: no view of the room is touched any more; else its own thread says so later."""
+
     call: Count
     room: Room
+    stopped: bool
     detail: Text
 
 
@@ -85,17 +103,38 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pull:
+class Stream:
+    """Chunks as they land; its call number names it from then on."""
+
     call: Count
     room: Room
     peer: Name
-    expect: Annotated[dict[Name, Count], Between(0, 256)]
+    expect: Items
+    have: Items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseRoom:
+class GiveBack:
+    """These extents are scattered."""
+
+    stream: Count
+    extents: Annotated[tuple[Count, ...], Between(1, 1 << 16)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseStream:
+    """It has failed, or is left before its end; no chunk of it is touched any more."""
+
+    stream: Count
+    detail: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseStream:
+    """Everything is scattered."""
+
     call: Count
-    room: Room
+    stream: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,25 +161,42 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reserved:
-    call: Count
+class ReservedExtent:
     extent: Count
     offset: Count
     nbytes: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArrivedPayload:
+class Reserved:
+    call: Count
+    extents: Annotated[tuple[ReservedExtent, ...], Between(1, 4096)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    call: Count
+    have: Items
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivedChunk:
     component: Name
+    first: Count
     items: Count
+    skip: Count
+    extent: Count
     offset: Count
     nbytes: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
+    """Chunks that are in the arena and whole; with `ended` the request is, too."""
+
     call: Count
-    payloads: Annotated[tuple[ArrivedPayload, ...], Between(0, 256)]
+    chunks: Annotated[tuple[ArrivedChunk, ...], Between(0, 1 << 16)]
+    ended: bool
     aux: Aux
     prefill_pod: Text
 
@@ -158,12 +214,25 @@ class Refused:
     peer_pod: Text
 
 
+Word = OfferPayload | GiveBack | CloseStream
 Call = (
-    Register | Begin | Reserve | OfferPayload | AwaitRelease | Abort | Refuse | Pull | ReleaseRoom
+    Register | Begin | Reserve | AskWanted | AwaitRelease | Abort | Refuse | Stream | ReleaseStream
 )
-Answer = Registered | Rejected | Done | Reserved | Arrived | Refused
+Answer = Registered | Rejected | Done | Reserved | Wanted | Arrived | Refused
 
+WORDS: Final = (OfferPayload, GiveBack, CloseStream)
 CALLS: Final = Codec(
-    (Register, Begin, Reserve, OfferPayload, AwaitRelease, Abort, Refuse, Pull, ReleaseRoom),
+    (
+        Register,
+        Begin,
+        Reserve,
+        AskWanted,
+        AwaitRelease,
+        Abort,
+        Refuse,
+        Stream,
+        ReleaseStream,
+        *WORDS,
+    ),
 )
-ANSWERS: Final = Codec((Registered, Rejected, Done, Reserved, Arrived, Refused))
+ANSWERS: Final = Codec((Registered, Rejected, Done, Reserved, Wanted, Arrived, Refused))

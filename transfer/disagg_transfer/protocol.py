@@ -19,13 +19,14 @@ from disagg_transfer.codec import LENGTH, Aux, Between, Codec, Count, Name, Room
 from disagg_transfer.contract import Cause, Role, Stage
 from disagg_transfer.errors import AuthenticationError, WireError
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_HANDSHAKE_BYTES: Final = 4096  # a stranger can make us hold no more than this
 MAX_FRAME_BYTES: Final = 4 << 20
 MAC_BYTES: Final = 16
 
 Nonce = Annotated[bytes, Between(32, 32)]
 RequestId = Annotated[bytes, Between(16, 16)]
+Index = Annotated[int, Between(0, (1 << 20) - 1)]  # offers of one request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,26 +96,35 @@ class EngineGone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Want:
-    """Decode claims a room of the engine registration `epoch`; `request` names this claim."""
+    """Decode claims a room of the engine registration `epoch`; `request` names this claim.
+
+    `have` says how many leading items of a component it holds already; none where it is not named.
+    """
 
     room: Room
     request: RequestId
     epoch: Count
+    have: Annotated[dict[Name, Count], Between(0, 256)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """One payload. `index` counts the request's offers, so `last` tells how many there are."""
+    """One chunk: items [first, first + items) of a component, laid out [tensor][item][bytes].
+
+    `index` counts the request's offers, so `last` tells how many there are; `chunk` counts the
+    component's, of which `final` is the last.
+    """
 
     room: Room
     request: RequestId
     epoch: Count
-    index: Annotated[int, Between(0, 65535)]
+    index: Index
     last: bool
     component: Name
-    chunk: Annotated[int, Between(0, 65535)]
-    chunks: Annotated[int, Between(1, 65536)]
+    chunk: Index
+    first: Count
     items: Count
+    final: bool
     offset: Count
     nbytes: Count
     digest: Annotated[bytes, Between(0, 16)]
@@ -123,19 +133,23 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
-    """One component is in decode's arena and whole, and others are not yet."""
+    """The chunk of this offer is in decode's arena and whole; others are not yet."""
 
     room: Room
     request: RequestId
-    component: Name
+    index: Index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landed:
-    """Every byte is in decode's arena; asks whether the lease held all along."""
+    """Every byte is in decode's arena; with `confirm` it asks whether the lease held all along.
+
+    Where every chunk's digest was checked it need not ask: what landed is what was offered.
+    """
 
     room: Room
     request: RequestId
+    confirm: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

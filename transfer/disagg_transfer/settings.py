@@ -12,6 +12,7 @@ from disagg_transfer.arena import ALIGNMENT
 from disagg_transfer.contract import FaultSwitch, Integrity, Role, Stage
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
+from disagg_transfer.integrity import Sampling
 from disagg_transfer.limits import Heartbeat, QuarantineLimits, heartbeat, quarantine_limits
 from disagg_transfer.registry import entries, lookup
 from disagg_transfer.strict_json import ShapeError, parse_json, shown
@@ -22,6 +23,7 @@ DEFAULT_TIMEOUT_S: Final = 30.0
 # A prefill queue is load, not a fault; its deadline is apart so that nobody calls it one.
 DEFAULT_QUEUE_TIMEOUT_S: Final = 120.0
 DEFAULT_ARENA_BYTES: Final = 256 << 20
+DEFAULT_INTEGRITY_RATE: Final = 0.1
 MAX_ARENA_BYTES: Final = 1 << 44
 MIN_DATA_PORTS: Final = 16  # one for each device of each lane that shares an address
 MIN_KEY_BYTES: Final = 16
@@ -59,7 +61,7 @@ class Settings:
     key: bytes
     peer_services: tuple[Address, ...]
     timeouts: Timeouts
-    integrity: Integrity
+    integrity: Sampling
     fault_switch: FaultSwitch
     quarantine: QuarantineLimits
     heartbeat: Heartbeat
@@ -92,7 +94,7 @@ def from_environment(env: Mapping[str, str]) -> Settings:
         key=_key(env),
         peer_services=_peers(env),
         timeouts=_timeouts(env),
-        integrity=_member(env, contract.ENV_INTEGRITY, Integrity, Integrity.ALWAYS),
+        integrity=_sampling(env),
         fault_switch=_member(env, contract.ENV_FAULT_SWITCH, FaultSwitch, FaultSwitch.DISABLED),
         quarantine=quarantine_limits(env),
         heartbeat=heartbeat(env),
@@ -142,6 +144,24 @@ def _member(
         return kind(text)
     except ValueError as error:
         raise SettingsError(f"{name}: {text!r} is not one of {', '.join(kind)}") from error
+
+
+def _sampling(env: Mapping[str, str]) -> Sampling:
+    mode = _member(env, contract.ENV_INTEGRITY, Integrity, Integrity.ALWAYS)
+    name = contract.ENV_INTEGRITY_RATE
+    text = env.get(name, "")
+    if text and mode is not Integrity.SAMPLED:
+        raise SettingsError(
+            f"{name}: {text!r} is set, but {contract.ENV_INTEGRITY} is {mode.value!r}; "
+            f"set that to {Integrity.SAMPLED.value!r}, or leave the rate out"
+        )
+    try:
+        rate = float(text or DEFAULT_INTEGRITY_RATE)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1:
+        raise SettingsError(f"{name}: {text!r} is not a share of the chunks within 0..1")
+    return Sampling(mode=mode, rate=rate)
 
 
 def _state_types(env: Mapping[str, str]) -> frozenset[str]:

@@ -27,7 +27,7 @@ def test_defaults_are_those_of_the_contract(env):
     assert (settings.control_port, settings.http_port) == (8998, 9464)
     assert settings.timeouts.limit(Stage.WIRE, "kv") == 30
     assert settings.timeouts.limit(Stage.QUEUE) == 120
-    assert (settings.integrity, settings.fault_switch) == ("always", "disabled")
+    assert (settings.integrity.mode, settings.fault_switch) == ("always", "disabled")
     assert str(settings.admin_socket) == "/run/disagg/admin.sock"
 
 
@@ -68,7 +68,8 @@ def test_a_full_environment_is_read(env):
         ("DISAGG_CONTROL_PORT", "-1", "not a whole number"),
         ("DISAGG_ARENA_BYTES", "1GiB", "not a whole number within 4096.."),
         ("DISAGG_STATE_TYPES", "kv,ring", "'ring' is not known; known: block_scale"),
-        ("DISAGG_INTEGRITY", "maybe", "'maybe' is not one of always, off"),
+        ("DISAGG_INTEGRITY", "maybe", "'maybe' is not one of always, sampled, off"),
+        ("DISAGG_INTEGRITY_RATE", "0.5", "'0.5' is set, but DISAGG_INTEGRITY is 'always'"),
         ("DISAGG_FAULT_SWITCH", "1", "'1' is not one of enabled, disabled"),
         ("DISAGG_TRANSPORT", "ib", "'ib' is not one of any, rdma, tcp"),
         ("DISAGG_DATA_PORTS", "21000", "'21000' is not first-last with ports within 1024..65535"),
@@ -93,6 +94,14 @@ def test_a_bad_value_is_refused_by_name(env, name, value, told):
     with pytest.raises(SettingsError, match=f"^{name}") as caught:
         from_environment({**env, name: value})
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", ["0", "1", "-1", "nan", "half"])
+def test_a_rate_that_is_no_share_is_refused(env, rate):
+    env = {**env, "DISAGG_INTEGRITY": "sampled"}
+    assert from_environment(env).integrity.rate == 0.1
+    with pytest.raises(SettingsError, match=f"^DISAGG_INTEGRITY_RATE: '{rate}' is not a share"):
+        from_environment({**env, "DISAGG_INTEGRITY_RATE": rate})
 
 
 def test_a_short_key_is_refused(env, tmp_path):

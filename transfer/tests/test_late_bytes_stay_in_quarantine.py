@@ -40,7 +40,7 @@ def late(tmp_path, kit):
 
 
 def arena_of(client):
-    return client._arena
+    return client._conversation.arena
 
 
 def not_ready(agent):

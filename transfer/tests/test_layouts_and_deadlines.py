@@ -83,7 +83,7 @@ def test_a_stage_s_clock_starts_with_the_stage():
         ("bootstrap", None, "the peer was not met within 3 s"),
         ("queue", None, "the peer, asked for the request, has offered nothing of it within 3 s"),
         ("notify", "kv", "no offer of component kv within 3 s"),
-        ("allocate", None, "the arena had no room for the request within 3 s"),
+        ("allocate", "kv", "the arena had no room for a chunk of component kv within 3 s"),
         ("post", "kv", "NIXL did not take the read of component kv within 3 s"),
         ("wire", "kv", "component kv did not arrive whole within 3 s"),
         ("wire", None, "everything arrived, but the peer did not confirm .* within 3 s"),

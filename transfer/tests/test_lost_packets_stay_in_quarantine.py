@@ -33,7 +33,7 @@ class Hosts:
 
     @property
     def arena(self):
-        return self.d._arena
+        return self.d._conversation.arena
 
     def report(self):
         """By the admin socket: HTTP is on the other host."""

@@ -138,7 +138,7 @@ def test_a_component_registered_twice_is_refused(prefill, kit):
 
 def test_a_call_of_the_other_role_is_refused(prefill, kit):
     engine = kit.connect(prefill, "prefill", kit.every_type)
-    with pytest.raises(TransferFailed, match="Pull is a decode engine's call"):
+    with pytest.raises(TransferFailed, match="Stream is a decode engine's call"):
         engine.pull(1, peer="x:1", expect={})
     engine.close()
 

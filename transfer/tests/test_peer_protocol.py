@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from disagg_transfer.codec import LENGTH
 from disagg_transfer.contract import Cause, Role, Stage
-from disagg_transfer.engine_messages import ANSWERS, CALLS, Begin, Pull
+from disagg_transfer.engine_messages import ANSWERS, CALLS, Begin, Stream
 from disagg_transfer.errors import AuthenticationError, WireError
 from disagg_transfer.protocol import (
     HANDSHAKE,
+    PROTOCOL_VERSION,
     SESSION,
     ComponentLayout,
     Confirmed,
@@ -50,7 +51,7 @@ MESSAGES = [
         arena_bytes=4096,
     ),
     EngineGone(epoch=1),
-    Want(**ROOM, epoch=1),
+    Want(**ROOM, epoch=1, have={"kv": 3}),
     Offer(
         **ROOM,
         epoch=1,
@@ -58,15 +59,16 @@ MESSAGES = [
         last=True,
         component="kv",
         chunk=0,
-        chunks=1,
+        first=7,
         items=1,
+        final=True,
         offset=0,
         nbytes=1,
         digest=bytes(16),
         aux=b"aux",
     ),
-    Pulled(**ROOM, component="kv"),
-    Landed(**ROOM),
+    Pulled(**ROOM, index=0),
+    Landed(**ROOM, confirm=True),
     Confirmed(**ROOM),
     Release(**ROOM),
     Failed(
@@ -129,24 +131,30 @@ def test_a_message_with_one_field_changed_is_a_message_or_refused(message, data)
         ({"room": True}, "Want.room: bool is not int"),
         ({"room": "1"}, "Want.room: str is not int"),
         ({"request": b"short"}, "Want.request: length 5 is not within 16..16"),
-        ({"extra": 1}, "Want: fields must be exactly room, request, epoch"),
+        ({"have": {"kv": -1}}, r"Want.have\['kv'\]: value -1"),
+        ({"extra": 1}, "Want: fields must be exactly room, request, epoch, have"),
     ],
 )
 def test_a_bad_field_is_named(change, told):
-    name, body = msgpack.unpackb(SESSION.encode(Want(**ROOM, epoch=1)))
+    name, body = msgpack.unpackb(SESSION.encode(Want(**ROOM, epoch=1, have={})))
     with pytest.raises(WireError, match=told):
         SESSION.decode(msgpack.packb([name, {**body, **change}]))
 
 
 def test_an_unknown_message_is_named_with_the_known():
-    with pytest.raises(WireError, match=r"'Shout' is not known; known: Abort, AwaitRelease"):
+    with pytest.raises(WireError, match=r"'Shout' is not known; known: Abort, AskWanted"):
         CALLS.decode(msgpack.packb(["Shout", {}]))
 
 
 def test_an_engine_s_bad_argument_is_named():
-    for bad in (Begin(call=1, room=2**63), Pull(call=1, room=1, peer="x", expect={"kv": -1})):
+    for bad in (
+        Begin(call=1, room=2**63),
+        Stream(call=1, room=1, peer="x", expect={"kv": -1}, have={}),
+    ):
         with pytest.raises(WireError, match=type(bad).__name__):
             CALLS.decode(CALLS.encode(bad))
+        with pytest.raises(WireError, match=type(bad).__name__):
+            CALLS.encode_checked(bad)
 
 
 def body(frame):
@@ -155,7 +163,9 @@ def body(frame):
 
 def test_sealed_frames_open_in_order_only():
     sender = Seal(b"k" * 32)
-    frames = [body(sender.close(Want(room=i, request=bytes(16), epoch=1))) for i in range(3)]
+    frames = [
+        body(sender.close(Want(room=i, request=bytes(16), epoch=1, have={}))) for i in range(3)
+    ]
     opened = Seal(b"k" * 32)
     assert [opened.open(frame).room for frame in frames] == [0, 1, 2]
     for order in ((0, 0), (1,), (0, 2)):
@@ -178,8 +188,8 @@ def test_one_changed_bit_breaks_the_seal(message, data):
 
 
 def script(**changes):
-    hello = Hello(protocol=1, identity=THEM, nonce=bytes(32))
-    welcome = Welcome(protocol=1, identity=US, nonce=bytes([1]) * 32, proof=b"")
+    hello = Hello(protocol=PROTOCOL_VERSION, identity=THEM, nonce=bytes(32))
+    welcome = Welcome(protocol=PROTOCOL_VERSION, identity=US, nonce=bytes([1]) * 32, proof=b"")
     parts = {"hello": hello, "welcome": welcome}
     for path, value in changes.items():
         which, field = path.split("_", 1)
@@ -194,7 +204,7 @@ def script(**changes):
         {"welcome_nonce": bytes([9]) * 32},
         {"hello_identity": dataclasses.replace(THEM, pod="z")},
         {"welcome_identity": dataclasses.replace(US, incarnation="2")},
-        {"hello_protocol": 2},
+        {"hello_protocol": PROTOCOL_VERSION + 1},
     ],
 )
 def test_a_proof_is_of_every_word_of_the_handshake(change):
@@ -214,13 +224,15 @@ def test_a_proof_is_not_the_other_side_s_nor_of_another_key():
 
 @pytest.mark.parametrize("field", ["namespace", "deployment", "revision"])
 def test_a_peer_is_of_the_same_deployment_and_revision(field):
-    check_identity(US, THEM, protocol=1)
+    check_identity(US, THEM, protocol=PROTOCOL_VERSION)
     with pytest.raises(AuthenticationError, match=f"{field}: peer q has 'else'"):
-        check_identity(US, dataclasses.replace(THEM, **{field: "else"}), protocol=1)
+        check_identity(US, dataclasses.replace(THEM, **{field: "else"}), protocol=PROTOCOL_VERSION)
 
 
 def test_a_peer_is_of_the_other_role_and_the_same_protocol():
     with pytest.raises(AuthenticationError, match="role: peer q has 'prefill'"):
-        check_identity(US, dataclasses.replace(THEM, role=Role.PREFILL), protocol=1)
-    with pytest.raises(AuthenticationError, match="protocol: peer q speaks 2"):
-        check_identity(US, THEM, protocol=2)
+        check_identity(US, dataclasses.replace(THEM, role=Role.PREFILL), protocol=PROTOCOL_VERSION)
+    with pytest.raises(
+        AuthenticationError, match=f"protocol: peer q speaks {PROTOCOL_VERSION + 1}"
+    ):
+        check_identity(US, THEM, protocol=PROTOCOL_VERSION + 1)

@@ -104,7 +104,7 @@ class PairedRole:
     def abandon(self, call: Call) -> None:
         call.abandoned.set()
         with suppress(TransferFailed):  # it ended by itself meanwhile
-            self._session.client().abort(call.bootstrap.room, "the client has gone")
+            self._session.client().cancel(call.bootstrap.room, "the client has gone")
 
     @contextmanager
     def _given_up_unless_done(self, client: AgentClient, call: Call) -> Iterator[None]:

@@ -15,11 +15,11 @@ from disagg_transfer.agent.engine import Engine
 from disagg_transfer.agent.engine_socket import EngineSocket
 from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.http import Http
+from disagg_transfer.agent.landing import Tools
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.outcomes import Changes, Outcomes
 from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.prefill import Prefill
-from disagg_transfer.agent.pull import Tools
 from disagg_transfer.agent.session import fabric_name
 from disagg_transfer.agent.storage import Storage
 from disagg_transfer.arena import ArenaMemory

@@ -1,42 +1,39 @@
-"""Decode's desk: pulls under way, and rooms whose bytes the engine is taking out."""
+"""Decode's desk: streams under way, and rooms whose chunks the engine is taking out."""
 
 import asyncio
+import logging
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from disagg_transfer.accounting import Part
-from disagg_transfer.agent.engine import Engine, Sight
+from disagg_transfer.agent.engine import Engine, Send, Sight
+from disagg_transfer.agent.landing import Chunk, Tools
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.outcomes import Outcomes, Pods
-from disagg_transfer.agent.pull import Pull, Tools
+from disagg_transfer.agent.pull import Pull
 from disagg_transfer.agent.refusals import Refusals
-from disagg_transfer.agent.relay import heard, misuse, refused, restaged
+from disagg_transfer.agent.relay import misuse, refused, restaged
 from disagg_transfer.agent.session import Session
-from disagg_transfer.contract import Cause, Stage
+from disagg_transfer.contract import Cause
 from disagg_transfer.engine_messages import (
     Abort,
     Answer,
     Arrived,
-    ArrivedPayload,
+    ArrivedChunk,
     Call,
+    CloseStream,
     Done,
+    GiveBack,
     Refuse,
-    ReleaseRoom,
+    ReleaseStream,
+    Stream,
+    Word,
 )
-from disagg_transfer.engine_messages import Pull as PullCall
 from disagg_transfer.errors import TransferFailed
-from disagg_transfer.protocol import Confirmed, Failed, Offer, Release
+from disagg_transfer.protocol import Confirmed, Failed, Offer
 
-
-@dataclass(slots=True)
-class _Room:
-    pull: Pull
-    begun_at: float
-    arrived: bool = False
-    scatter_clock: asyncio.TimerHandle | None = None
-    failure: TransferFailed | None = None  # after arrival: the engine learns it on release
+_log = logging.getLogger(__name__)
 
 
 class Decode:
@@ -44,7 +41,8 @@ class Decode:
         self._pod, self._tools = pod, tools
         self._outcomes, self._metrics = outcomes, metrics
         self._engine: Engine | None = None
-        self._rooms: dict[int, _Room] = {}
+        self._rooms: dict[int, Pull] = {}
+        self._streams: dict[int, Pull] = {}  # the same, by the engine's call
         self._refusals = Refusals(tools.dialer, timeouts=tools.timeouts)
 
     @property
@@ -56,15 +54,15 @@ class Decode:
         now = asyncio.get_running_loop().time()
         return tuple(
             Sight(
-                room=number,
-                state="ARRIVED" if room.arrived else f"PULLING({room.pull.stage})",
-                peer_pod=room.pull.peer_pod,
-                age_s=now - room.begun_at,
+                room=room,
+                state=pull.state,
+                peer_pod=pull.peer_pod,
+                age_s=now - pull.begun_at,
                 components=", ".join(
-                    f"{part.component} missing" for part in room.pull.ledger.outstanding
+                    f"{part.component} missing" for part in pull.ledger.outstanding
                 ),
             )
-            for number, room in self._rooms.items()
+            for room, pull in self._rooms.items()
         )
 
     def engine_registered(self, engine: Engine) -> None:
@@ -73,23 +71,19 @@ class Decode:
     def engine_lost(self) -> None:
         self._engine = None
         detail = f"the engine of decode pod {self._pod} is not connected to its agent"
-        for number, room in list(self._rooms.items()):
-            stage = Stage.SCATTER if room.arrived else room.pull.stage
-            failure = TransferFailed(Cause.ENGINE_LOST, stage=stage, detail=detail)
-            if room.arrived:
-                self._end(number, failure)
-            else:
-                room.pull.post(failure)
+        for pull in list(self._rooms.values()):
+            pull.fail(TransferFailed(Cause.ENGINE_LOST, stage=pull.stage, detail=detail))
+            self._forget(pull)
 
     def engine_unmapped(self, engine: Engine) -> None:
         """A decode engine only reads the arena."""
 
-    async def answer(self, call: Call) -> Answer:
+    async def answer(self, call: Call, send: Send) -> Answer:
         match call:
-            case PullCall():
-                return await self._pull(call)
-            case ReleaseRoom():
-                self._release(call.room)
+            case Stream():
+                return await self._stream(call, send)
+            case ReleaseStream():
+                self._release(call.stream)
             case Abort():
                 self._abort(call)
             case Refuse():
@@ -98,119 +92,108 @@ class Decode:
                 raise misuse(f"{type(call).__name__} is a prefill engine's call")
         return Done(call=call.call)
 
-    async def _pull(self, call: PullCall) -> Arrived:
+    def take(self, word: Word) -> None:
+        pull = self._streams.get(word.stream) if isinstance(word, GiveBack | CloseStream) else None
+        if pull is None:
+            _log.warning("%s of no stream under way is ignored", type(word).__name__)
+        elif isinstance(word, GiveBack):
+            pull.give_back(word.extents)
+        elif isinstance(word, CloseStream):
+            self._give_up(pull, word.detail, stopped=True)
+
+    async def _stream(self, call: Stream, send: Send) -> Arrived:
         if call.room in self._rooms:
             raise misuse(f"room {call.room} is in flight; every request needs a room of its own")
         try:
-            parts = self._parts(call.expect)
+            parts = self._parts(call)
         except TransferFailed as failure:
             self._refusals.tell(call.room, peer=call.peer, failure=failure)
             raise
         pull = Pull(
+            stream=call.call,
             room=call.room,
             request=secrets.token_bytes(16),
             peer=call.peer,
             parts=parts,
             tools=self._tools,
+            deliver=lambda chunks: send(_arrived(call.call, pull, chunks)),
+            failed=self._failed,
         )
-        room = _Room(pull, asyncio.get_running_loop().time())
-        self._rooms[call.room] = room
-        try:
-            await pull.run()
-        except TransferFailed as failure:
-            self._record(pull, failure)
-            if pull.session is None:  # it never claimed the room, so it could tell nobody
-                self._refusals.tell(call.room, peer=call.peer, failure=failure)
-            raise
-        finally:
-            if not pull.arrived:
-                del self._rooms[call.room]
-        self._arrived(room)
-        return _answer(call, pull)
+        self._rooms[call.room] = self._streams[call.call] = pull
+        chunks = await pull.run()
+        self._succeeded(pull)
+        return _arrived(call.call, pull, chunks, ended=True)
 
-    def _parts(self, expect: Mapping[str, int]) -> dict[str, Part]:
+    def _parts(self, call: Stream) -> dict[str, Part]:
         assert self._engine is not None
         known = self._engine.parts
-        if expect.keys() != known.keys():
+        if call.expect.keys() != known.keys():
             raise misuse(
-                f"expect names {', '.join(sorted(expect)) or 'nothing'}; it must name every "
+                f"expect names {', '.join(sorted(call.expect)) or 'nothing'}; it must name every "
                 f"registered component, with 0 items where a request has none: "
                 f"{', '.join(sorted(known))}"
             )
+        _check_have(call.have, call.expect)
         return {
             name: Part(
                 component=name,
                 state_type=known[name].state_type,
                 item_bytes=known[name].item_bytes,
                 items=items,
+                have=call.have.get(name, 0),
             )
-            for name, items in expect.items()
+            for name, items in call.expect.items()
         }
 
-    def _arrived(self, room: _Room) -> None:
-        loop = asyncio.get_running_loop()
-        limit_s = self._tools.timeouts.limit(Stage.SCATTER)
-        room.arrived = True
-        room.scatter_clock = loop.call_later(limit_s, self._scatter_late, room, limit_s)
-        for part in room.pull.ledger.parts.values():
-            self._outcomes.succeeded(
-                part.state_type,
-                nbytes=part.nbytes,
-                pods=Pods(prefill=room.pull.peer_pod, decode=self._pod),
-            )
-        if room.pull.first_offer_at is not None:
-            self._metrics.seconds.observe(loop.time() - room.pull.first_offer_at)
+    def _succeeded(self, pull: Pull) -> None:
+        pods = Pods(prefill=pull.peer_pod, decode=self._pod)
+        for part in pull.ledger.parts.values():
+            nbytes = (part.items - part.have) * part.item_bytes
+            self._outcomes.succeeded(part.state_type, nbytes=nbytes, pods=pods)
+        if pull.first_offer_at is not None:
+            elapsed = asyncio.get_running_loop().time() - pull.first_offer_at
+            self._metrics.seconds.observe(elapsed)
 
-    def _scatter_late(self, room: _Room, limit_s: float) -> None:
-        """Too late; but the engine may still read, so the bytes stay until it says otherwise."""
-        room.failure = TransferFailed(
-            Cause.TIMEOUT,
-            stage=Stage.SCATTER,
-            detail="the engine did not take the request out of the arena and release it "
-            f"within {limit_s:g} s",
-            peer_pod=room.pull.peer_pod,
-        )
-        room.pull.tell(room.failure)
-        self._record(room.pull, room.failure)
+    def _failed(self, pull: Pull, failure: TransferFailed) -> None:
+        """Of a failed request only what the engine may still read is kept, until it says so."""
+        self._record(pull, failure)
+        if pull.session is None:  # it never claimed the room, so it could tell nobody
+            self._refusals.tell(pull.room, peer=pull.peer, failure=failure)
+        if not pull.whole and not pull.holds_memory:
+            self._forget(pull)
 
-    def _release(self, number: int) -> None:
-        room = self._rooms.get(number)
-        if room is None or not room.arrived:
-            raise misuse(f"room {number} has not arrived, or has ended")
-        if room.failure is not None:
-            self._end(number, None)
-            raise room.failure
-        if room.pull.session is not None:
-            room.pull.session.send(Release(room=number, request=room.pull.request))
-        self._end(number, None)
+    def _forget(self, pull: Pull) -> None:
+        """The engine touches no chunk of it any more."""
+        pull.close()
+        if self._rooms.get(pull.room) is pull:
+            del self._rooms[pull.room]
+            del self._streams[pull.stream]
+
+    def _release(self, stream: int) -> None:
+        pull = self._streams.get(stream)
+        if pull is None:
+            raise misuse(f"stream {stream} has not arrived, or has ended")
+        try:
+            pull.release()
+        finally:
+            if pull.over:
+                self._forget(pull)
 
     def _refuse(self, call: Refuse) -> None:
         if call.room not in self._rooms:  # else it was another request of the same number
             self._refusals.tell(call.room, peer=call.peer, failure=refused(call.detail))
 
     def _abort(self, call: Abort) -> None:
-        room = self._rooms.get(call.room)
-        if room is None:
-            return
-        stage = Stage.SCATTER if room.arrived else room.pull.stage
-        failure = TransferFailed(
-            Cause.ABORTED, stage=stage, detail=call.detail, peer_pod=room.pull.peer_pod
-        )
-        if room.arrived:
-            self._end(call.room, None if room.failure else failure)
-        else:
-            room.pull.post(failure)
+        pull = self._rooms.get(call.room)
+        if pull is not None:
+            self._give_up(pull, call.detail, stopped=call.stopped)
 
-    def _end(self, number: int, failure: TransferFailed | None) -> None:
-        """An arrived room ends: nobody reads its bytes any more."""
-        room = self._rooms.pop(number)
-        if room.scatter_clock is not None:
-            room.scatter_clock.cancel()
-        for span in room.pull.spans.values():
-            self._tools.storage.free(span)
-        if failure is not None:
-            room.pull.tell(failure)
-            self._record(room.pull, failure)
+    def _give_up(self, pull: Pull, detail: str, *, stopped: bool) -> None:
+        pull.fail(
+            TransferFailed(Cause.ABORTED, stage=pull.stage, detail=detail, peer_pod=pull.peer_pod)
+        )
+        if stopped:
+            self._forget(pull)
 
     def _record(self, pull: Pull, failure: TransferFailed) -> None:
         """What arrived whole made it, unless all of it did: then nobody could use it."""
@@ -229,23 +212,17 @@ class Decode:
         if not isinstance(message, Offer | Confirmed | Failed):
             session.close(f"{type(message).__name__} is decode's to send")
             return
-        room = self._rooms.get(message.room)
-        if room is None or room.arrived or room.pull.session is not session:
-            return
-        if message.request != room.pull.request:
-            return
-        if isinstance(message, Failed):
-            room.pull.post(heard(message, pod=session.peer.pod))
-        else:
-            room.pull.post(message)
+        pull = self._rooms.get(message.room)
+        if pull is not None and self._moves_on(pull, session) and message.request == pull.request:
+            pull.on_message(message)
 
     def on_session_lost(self, session: Session, failure: TransferFailed) -> None:
         for pull in self._pulls_on(session):
-            pull.post(restaged(failure, pull.stage))
+            pull.fail(restaged(failure, pull.stage))
 
     def on_peer_engine_lost(self, session: Session) -> None:
         for pull in self._pulls_on(session):
-            pull.post(
+            pull.fail(
                 TransferFailed(
                     Cause.ENGINE_LOST,
                     stage=pull.stage,
@@ -255,25 +232,42 @@ class Decode:
             )
 
     def _pulls_on(self, session: Session) -> tuple[Pull, ...]:
-        return tuple(
-            room.pull
-            for room in self._rooms.values()
-            if room.pull.session is session and not room.arrived
-        )
+        return tuple(pull for pull in self._rooms.values() if self._moves_on(pull, session))
+
+    @staticmethod
+    def _moves_on(pull: Pull, session: Session) -> bool:
+        """Once it is whole it needs its peer no more."""
+        return pull.session is session and not pull.whole
 
 
-def _answer(call: PullCall, pull: Pull) -> Arrived:
-    return Arrived(
-        call=call.call,
-        payloads=tuple(
-            ArrivedPayload(
-                component=name,
-                items=pull.ledger.parts[name].items,
-                offset=span.offset,
-                nbytes=span.nbytes,
+def _check_have(have: Mapping[str, int], expect: Mapping[str, int]) -> None:
+    for name, items in have.items():
+        if not items <= expect.get(name, -1):
+            raise misuse(
+                f"have[{name}] is {items}; it must be of a registered component, and at most the "
+                f"items that are expected: {expect.get(name, 'it is not registered')}"
             )
-            for name, span in pull.spans.items()
-        ),
-        aux=pull.ledger.aux,
+
+
+def _arrived(call: int, pull: Pull, chunks: Iterable[Chunk], *, ended: bool = False) -> Arrived:
+    return Arrived(
+        call=call,
+        chunks=tuple(_arrived_chunk(chunk) for chunk in chunks),
+        ended=ended,
+        aux=pull.ledger.aux if ended else b"",
         prefill_pod=pull.peer_pod,
+    )
+
+
+def _arrived_chunk(chunk: Chunk) -> ArrivedChunk:
+    offer, span = chunk.offer, chunk.span
+    assert span is not None
+    return ArrivedChunk(
+        component=offer.component,
+        first=offer.first,
+        items=offer.items,
+        skip=max(chunk.part.have - offer.first, 0),
+        extent=span.number,
+        offset=span.offset,
+        nbytes=span.nbytes,
     )

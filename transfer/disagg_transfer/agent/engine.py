@@ -1,16 +1,19 @@
 """The engine that is registered with this agent, and the desk that serves its role."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from disagg_transfer.agent.lifeline import Lifeline
-from disagg_transfer.engine_messages import Answer, Call
+from disagg_transfer.engine_messages import Answer, Call, Word
 from disagg_transfer.errors import TransferFailed
 from disagg_transfer.protocol import ComponentLayout, Fingerprint
 
 if TYPE_CHECKING:
     from disagg_transfer.agent.session import Session
+
+
+Send = Callable[[Answer], None]  # one more answer to a call that has several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,9 @@ class Desk(Protocol):
 
     def engine_unmapped(self, engine: Engine) -> None: ...
 
-    async def answer(self, call: Call) -> Answer: ...
+    async def answer(self, call: Call, send: Send) -> Answer: ...
+
+    def take(self, word: Word) -> None: ...
 
     def on_message(self, session: "Session", message: Any) -> None: ...
 

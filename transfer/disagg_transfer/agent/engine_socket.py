@@ -25,12 +25,14 @@ from disagg_transfer.engine_messages import (
     CALLS,
     ENGINE_PROTOCOL,
     MAX_ENGINE_FRAME_BYTES,
+    WORDS,
     Answer,
     Call,
     Refused,
     Register,
     Registered,
     Rejected,
+    Word,
 )
 from disagg_transfer.errors import (
     RegistrationError,
@@ -87,7 +89,7 @@ class EngineSocket:
             return
         try:
             async with asyncio.timeout(_REGISTER_S):
-                register = await self._read(reader)
+                register = _first(await self._read(reader))
             engine = self._examine(register)
         except RegistrationError as error:
             await self._reject(register, writer, error)
@@ -99,7 +101,7 @@ class EngineSocket:
             await self._serve(register.call, engine, reader, writer)
 
     async def _reject(
-        self, register: Call, writer: asyncio.StreamWriter, error: RegistrationError
+        self, register: Register, writer: asyncio.StreamWriter, error: RegistrationError
     ) -> None:
         _log.error("refused an engine: %s", error)
         unknown = isinstance(error, UnknownStateTypeError)
@@ -146,7 +148,10 @@ class EngineSocket:
             fds = [self._memory.fd, engine.lifeline.theirs]
             socket.send_fds(plain, [frame(ANSWERS.encode(answer))], fds)
 
-    def _take(self, call: Call, writer: asyncio.StreamWriter) -> None:
+    def _take(self, call: Call | Word, writer: asyncio.StreamWriter) -> None:
+        if isinstance(call, WORDS):
+            self._desk.take(call)
+            return
         if isinstance(call, Register):
             raise WireError("an engine registers once per connection")
         if len(self._answering) >= MAX_CALLS:
@@ -156,9 +161,13 @@ class EngineSocket:
         task.add_done_callback(self._answering.discard)
 
     async def _answer(self, call: Call, writer: asyncio.StreamWriter) -> None:
+        def send(answer: Answer) -> None:
+            if not writer.is_closing():
+                writer.write(frame(ANSWERS.encode(answer)))
+
         answer: Answer
         try:
-            answer = await self._desk.answer(call)
+            answer = await self._desk.answer(call, send)
         except TransferFailed as failure:
             answer = Refused(
                 call=call.call,
@@ -180,19 +189,16 @@ class EngineSocket:
                 detail="the agent failed on this call; its log says why",
                 peer_pod="",
             )
-        if not writer.is_closing():
-            writer.write(frame(ANSWERS.encode(answer)))
+        send(answer)
 
-    async def _read(self, reader: asyncio.StreamReader) -> Call:
+    async def _read(self, reader: asyncio.StreamReader) -> Call | Word:
         (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
         if not 0 < length <= MAX_ENGINE_FRAME_BYTES:
             raise WireError(f"frame of {length} bytes; at most {MAX_ENGINE_FRAME_BYTES}")
-        call: Call = CALLS.decode(await reader.readexactly(length))
+        call: Call | Word = CALLS.decode(await reader.readexactly(length))
         return call
 
-    def _examine(self, register: Call) -> Engine:
-        if not isinstance(register, Register):
-            raise WireError(f"{type(register).__name__} came before Register")
+    def _examine(self, register: Register) -> Engine:
         if register.protocol != ENGINE_PROTOCOL:
             raise RegistrationError(
                 f"protocol: the engine's client speaks {register.protocol}, this agent "
@@ -226,6 +232,12 @@ class EngineSocket:
                 f"spec.model.stateTypes ({ENV_STATE_TYPES}) says {', '.join(sorted(wanted))}. "
                 "Correct the resource, or serve the model it describes"
             )
+
+
+def _first(call: Call | Word) -> Register:
+    if not isinstance(call, Register):
+        raise WireError(f"{type(call).__name__} came before Register")
+    return call
 
 
 def _parts(register: Register) -> dict[str, ComponentLayout]:

@@ -1,5 +1,6 @@
 """What prefill holds for one room, and how long it may."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from disagg_transfer.agent.pulse import Pulse
@@ -7,6 +8,7 @@ from disagg_transfer.agent.session import Session
 from disagg_transfer.arena import Span
 from disagg_transfer.contract import Stage
 from disagg_transfer.errors import TransferFailed
+from disagg_transfer.placing import Course
 from disagg_transfer.protocol import Offer
 
 
@@ -16,15 +18,36 @@ class Claim:
 
     session: Session
     request: bytes
+    have: Mapping[str, int]  # leading items that it holds already, by component
+
+    def needs(self, offer: Offer) -> bool:
+        """The last offer is always said: it carries aux, and ends the count."""
+        have = self.have.get(offer.component, 0)
+        return offer.last or not have or offer.first + offer.items > have
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Held:
-    """One payload, gathered and ready; `offer` lacks the request until somebody claims it."""
+    """One chunk, gathered; its offer lacks request, index and digest until they are known."""
 
     offer: Offer
     state_type: str
-    span: Span
+    span: Span | None  # None: given back to the arena
+    digest: bytes | None = None  # None: being taken
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """How far one component is offered, and how far decode has it."""
+
+    state_type: str
+    course: Course = field(default_factory=Course)
+    pulled: int = 0  # chunks
+    nbytes: int = 0  # of chunks that decode lacks
+
+    @property
+    def whole(self) -> bool:
+        return self.course.final and self.pulled == self.course.chunks
 
 
 @dataclass(slots=True)
@@ -33,10 +56,10 @@ class Lease:
     begun_at: float
     moved_at: float  # when it last got anywhere
     written: dict[int, Span] = field(default_factory=dict)  # the engine writes here
-    held: list[Held] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)  # components offered
-    pulled: set[str] = field(default_factory=set)  # components that decode has whole
-    next_index: int = 0
+    held: list[Held] = field(default_factory=list)  # in the engine's order
+    passed: int = 0  # this many of `held` have been announced, or skipped
+    announced: list[Held] = field(default_factory=list)  # by the index of their offer
+    tallies: dict[str, Tally] = field(default_factory=dict)  # by component
     last_offered: bool = False
     claim: Claim | None = None
     landed: bool = False
@@ -47,6 +70,11 @@ class Lease:
     @property
     def ended(self) -> bool:
         return self.released or self.failure is not None
+
+    @property
+    def pulled(self) -> frozenset[str]:
+        """Components that decode has whole."""
+        return frozenset(name for name, tally in self.tallies.items() if self.landed or tally.whole)
 
     @property
     def stage(self) -> Stage:

@@ -1,11 +1,11 @@
 """Every lease of a prefill agent, the claims that came early, and how each of them ends."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from disagg_transfer.agent.engine import Engine
-from disagg_transfer.agent.lease import Claim, Lease
+from disagg_transfer.agent.lease import Claim, Held, Lease
 from disagg_transfer.agent.outcomes import Outcomes, Pods
 from disagg_transfer.agent.relay import misuse, restaged, tell
 from disagg_transfer.agent.session import Session
@@ -105,9 +105,7 @@ class LeaseBook:
         if lease.ended:
             return
         lease.failure = failure
-        if not lease.landed:
-            for held in lease.held:
-                self._storage.free(held.span)
+        self.free(lease.held)
         if lease.claim is None:
             self._given_up.put(lease.room, failure, now=self._now())
         elif relay:
@@ -150,6 +148,13 @@ class LeaseBook:
             self._record(room, failure, claim.session.peer.pod)
         else:
             self._given_up.put(room, failure, now=self._now())
+
+    def free(self, chunks: Iterable[Held]) -> None:
+        """Decode has them, or never will."""
+        for held in chunks:
+            if held.span is not None:
+                self._storage.free(held.span)
+                held.span = None
 
     def close(self, lease: Lease) -> None:
         """The engine has learned how the room ended, and writes no more of it."""
@@ -214,9 +219,10 @@ class LeaseBook:
     def _sweep(self, now: float) -> None:
         for lease in self.leases:
             limit, failure = self._patience(lease)
-            if not lease.ended and lease.last_offered and now - lease.moved_at > limit:
+            waited = now - lease.moved_at
+            if not lease.ended and lease.last_offered and waited > limit:
                 self.fail(lease, failure)
-            if lease.ended and not lease.written and now - lease.moved_at > limit + REMEMBER_S:
+            if lease.ended and not lease.written and waited > limit + REMEMBER_S:
                 del self._leases[lease.room]
         self._given_up.sweep(now)
 

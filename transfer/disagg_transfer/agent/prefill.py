@@ -1,30 +1,34 @@
-"""Prefill's desk: payloads are held under a lease until decode says that it has them.
+"""Prefill's desk: chunks are held under a lease until decode says that it has them.
 
-A claim may come before the engine begins on a room, or after its offers. Decode asks to confirm
-when its bytes have landed, and only a lease that held all along says yes; so memory may be taken
-back at any failure, and nobody ever decodes what was read from it afterwards. Memory the engine
-was given to write stays out of reach until the engine says, by its next call, that it stopped.
+A claim may come before the engine begins on a room, or after its offers. What decode has is freed
+chunk by chunk. Bytes that no digest vouches for count only once decode has asked, at the end,
+whether the lease held all along; so memory may be taken back at any failure, and nobody ever
+decodes what was read from it afterwards. Memory the engine was given to write stays out of reach
+until the engine offers it or says that it stopped.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
-from disagg_transfer.agent.engine import Engine, Sight
+from disagg_transfer.agent.engine import Engine, Send, Sight
 from disagg_transfer.agent.faults import Faults
-from disagg_transfer.agent.lease import Claim, Held, Lease
+from disagg_transfer.agent.lease import Claim, Lease
 from disagg_transfer.agent.leasebook import LeaseBook
+from disagg_transfer.agent.offers import Offers
 from disagg_transfer.agent.outcomes import Outcomes, Pods
 from disagg_transfer.agent.relay import heard, misuse, refused, tell, told_differences
 from disagg_transfer.agent.session import Session
 from disagg_transfer.agent.storage import Storage
 from disagg_transfer.arena import Span
-from disagg_transfer.contract import Cause, Integrity, Stage
+from disagg_transfer.contract import Cause, Stage
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.engine_messages import (
     Abort,
     Answer,
+    AskWanted,
     AwaitRelease,
     Begin,
     Call,
@@ -33,12 +37,16 @@ from disagg_transfer.engine_messages import (
     Refuse,
     Reserve,
     Reserved,
+    ReservedExtent,
+    Wanted,
+    Word,
 )
 from disagg_transfer.errors import ArenaFull, TransferFailed
-from disagg_transfer.protocol import Confirmed, Failed, Landed, Offer, Pulled, Release, Want
+from disagg_transfer.integrity import Sampling
+from disagg_transfer.protocol import Failed, Landed, Pulled, Release, Want
 
 Act = Callable[[Lease, Claim], None]
-_NO_REQUEST: Final = bytes(16)
+_log = logging.getLogger(__name__)
 
 
 class Prefill:
@@ -50,14 +58,14 @@ class Prefill:
         outcomes: Outcomes,
         faults: Faults,
         timeouts: Timeouts,
-        integrity: Integrity,
+        integrity: Sampling,
         decoders: Callable[[], bool],
     ) -> None:
         self._pod, self._storage, self._outcomes = pod, storage, outcomes
-        self._faults, self._integrity = faults, integrity
         self._book = LeaseBook(
             pod=pod, storage=storage, outcomes=outcomes, timeouts=timeouts, decoders=decoders
         )
+        self._offers = Offers(self._book, storage=storage, faults=faults, integrity=integrity)
 
     @property
     def inflight(self) -> int:
@@ -74,7 +82,7 @@ class Prefill:
                 age_s=now - lease.begun_at,
                 components=", ".join(
                     f"{name} pulled" if name in lease.pulled else name
-                    for name in sorted(lease.seen)
+                    for name in sorted(lease.tallies)
                 ),
             )
             for lease in self._book.leases
@@ -94,14 +102,14 @@ class Prefill:
     def engine_unmapped(self, engine: Engine) -> None:
         self._book.settle_orphans(engine.epoch)
 
-    async def answer(self, call: Call) -> Answer:
+    async def answer(self, call: Call, _send: Send) -> Answer:
         match call:
             case Begin():
                 self._book.begin(call.room)
             case Reserve():
                 return await self._reserve(call)
-            case OfferPayload():
-                await self._offer(call)
+            case AskWanted():
+                return self._tell_wanted(call)
             case AwaitRelease():
                 await self._await_release(call)
             case Abort():
@@ -112,91 +120,77 @@ class Prefill:
                 raise misuse(f"{type(call).__name__} is a decode engine's call")
         return Done(call=call.call)
 
+    def take(self, word: Word) -> None:
+        """An offer that cannot be had fails its room; the engine learns it by its next call."""
+        lease = self._book.find(word.room) if isinstance(word, OfferPayload) else None
+        if lease is None or not isinstance(word, OfferPayload):
+            _log.warning("%s of no room under way is ignored", type(word).__name__)
+            return
+        span = lease.written.pop(word.extent, None)
+        try:
+            if span is None:
+                raise misuse(f"extent {word.extent} is not one that room {word.room} writes")
+            if lease.failure is not None:
+                raise lease.failure
+            self._offers.take(lease, word, span)
+        except TransferFailed as failure:
+            if span is not None:
+                self._storage.free(span)
+            self._book.fail(lease, failure)
+
+    def _tell_wanted(self, call: AskWanted) -> Wanted:
+        lease = self._book.get(call.room)
+        if lease.failure is not None:
+            raise lease.failure
+        return Wanted(call=call.call, have=dict(lease.claim.have) if lease.claim else {})
+
     async def _reserve(self, call: Reserve) -> Reserved:
         lease = self._book.get(call.room)
-        try:
-            async with asyncio.timeout(call.timeout_ms / 1000):
-                (span,) = await self._storage.reserve((call.nbytes,))
-        except TimeoutError as error:
-            raise ArenaFull(
-                Cause.ARENA_FULL,
-                stage=Stage.ALLOCATE,
-                detail=f"no {call.nbytes} bytes free within {call.timeout_ms} ms",
-            ) from error
+        if lease.failure is not None:
+            raise lease.failure
+        spans = self._storage.reserve_now(call.sizes) or await self._wait_for_room(lease, call)
         if lease.failure is not None or self._book.find(call.room) is not lease:
-            self._storage.free(span)
+            for span in spans:
+                self._storage.free(span)
             raise lease.failure or misuse(f"room {call.room} has ended")
-        lease.written[span.number] = span
-        return Reserved(call=call.call, extent=span.number, offset=span.offset, nbytes=span.nbytes)
-
-    async def _offer(self, call: OfferPayload) -> None:
-        lease = self._book.get(call.room)
-        span = lease.written.pop(call.extent, None)
-        if span is None:
-            raise misuse(f"extent {call.extent} is not one that room {call.room} writes")
-        try:
-            if lease.failure is not None:
-                raise lease.failure
-            held = await self._prepare(lease, call, span)
-            if lease.failure is not None:
-                raise lease.failure
-        except TransferFailed as failure:
-            self._storage.free(span)
-            self._book.fail(lease, failure)
-            raise
-        if self._faults.zeroes(held.state_type):
-            self._storage.zero(span)
-        lease.held.append(held)
-        lease.last_offered |= call.last
+        lease.written.update((span.number, span) for span in spans)
         lease.moved_at = asyncio.get_running_loop().time()
-        self._announce(lease, held)
-
-    async def _prepare(self, lease: Lease, call: OfferPayload, span: Span) -> Held:
-        assert self._book.engine is not None
-        part = self._book.engine.parts.get(call.component)
-        if part is None:
-            known = ", ".join(sorted(self._book.engine.parts))
-            raise misuse(f"component {call.component!r} is not registered; registered: {known}")
-        if call.component in lease.seen or lease.last_offered:
-            raise misuse(f"component {call.component} is offered again, or after the last offer")
-        wanted = call.items * part.item_bytes
-        if span.nbytes != wanted:
-            cause = Cause.SHORT_PAYLOAD if span.nbytes < wanted else Cause.LONG_PAYLOAD
-            raise TransferFailed(
-                cause,
-                stage=Stage.NOTIFY,
-                state_type=part.state_type,
-                component=part.name,
-                detail=f"{call.items} items of {part.item_bytes} bytes are {wanted} bytes, "
-                f"the extent has {span.nbytes}",
-            )
-        lease.seen.add(call.component)
-        index, lease.next_index = lease.next_index, lease.next_index + 1
-        always = self._integrity is Integrity.ALWAYS
-        digest = await self._storage.digest(span) if always else b""
-        offer = Offer(
-            room=lease.room,
-            request=_NO_REQUEST,
-            epoch=self._book.engine.epoch if self._book.engine else 0,
-            index=index,
-            last=call.last,
-            component=call.component,
-            chunk=0,
-            chunks=1,
-            items=call.items,
-            offset=span.offset,
-            nbytes=span.nbytes,
-            digest=digest,
-            aux=call.aux,
+        return Reserved(
+            call=call.call,
+            extents=tuple(
+                ReservedExtent(extent=span.number, offset=span.offset, nbytes=span.nbytes)
+                for span in spans
+            ),
         )
-        return Held(offer=offer, state_type=part.state_type, span=span)
+
+    async def _wait_for_room(self, lease: Lease, call: Reserve) -> tuple[Span, ...]:
+        """In turn, for as long as the engine says and the room is under way."""
+        waiting = asyncio.ensure_future(self._storage.reserve(call.sizes, begun_at=lease.begun_at))
+        ended = asyncio.ensure_future(_ended(lease))
+        try:
+            await asyncio.wait(
+                (waiting, ended),
+                timeout=call.timeout_ms / 1000,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if waiting.done():
+                return waiting.result()
+        finally:
+            waiting.cancel()
+            ended.cancel()
+        if lease.failure is not None:
+            raise lease.failure
+        raise ArenaFull(
+            Cause.ARENA_FULL,
+            stage=Stage.ALLOCATE,
+            detail=f"no {sum(call.sizes)} bytes free within {call.timeout_ms} ms",
+        )
 
     async def _await_release(self, call: AwaitRelease) -> None:
         lease = self._book.get(call.room)
         try:
             async with asyncio.timeout(call.timeout_ms / 1000):
-                while not lease.ended:
-                    await lease.changed.wait()
+                await _ended(lease)
         except TimeoutError:
             detail = f"the engine waited {call.timeout_ms} ms for the release"
             self._book.fail(lease, TransferFailed(Cause.TIMEOUT, stage=lease.stage, detail=detail))
@@ -209,7 +203,8 @@ class Prefill:
         if lease is None:
             return
         self._book.fail(lease, TransferFailed(Cause.ABORTED, stage=lease.stage, detail=call.detail))
-        self._book.close(lease)
+        if call.stopped:
+            self._book.close(lease)
 
     # -- decode agents
 
@@ -218,12 +213,13 @@ class Prefill:
             case Want():
                 self._wanted(session, message)
             case Pulled():
-                component = {message.component}
+                index = message.index
                 self._with_lease(
-                    session, message, lambda lease, _: lease.pulled.update(component & lease.seen)
+                    session, message, lambda lease, claim: self._offers.pulled(lease, claim, index)
                 )
             case Landed():
-                self._with_lease(session, message, self._landed)
+                landed = partial(self._offers.landed, confirm=message.confirm)
+                self._with_lease(session, message, landed)
             case Release():
                 self._with_lease(session, message, self._released)
             case Failed():
@@ -234,14 +230,13 @@ class Prefill:
     def _wanted(self, session: Session, want: Want) -> None:
         try:
             self._check(session, want)
-            claim = Claim(session=session, request=want.request)
+            claim = Claim(session=session, request=want.request, have=want.have)
             lease = self._book.claim(want.room, claim)
         except TransferFailed as failure:
             tell(session, room=want.room, request=want.request, failure=failure)
             return
         if lease is not None:
-            for held in lease.held:
-                self._announce(lease, held)
+            self._offers.announce(lease)
 
     def _check(self, session: Session, want: Want) -> None:
         engine = self._book.engine
@@ -253,10 +248,6 @@ class Prefill:
         if session.differences:
             raise told_differences(session)
 
-    def _announce(self, lease: Lease, held: Held) -> None:
-        if lease.claim is not None and not self._faults.withholds(held.state_type):
-            lease.claim.session.send(replace(held.offer, request=lease.claim.request))
-
     def _with_lease(self, session: Session, message: Pulled | Landed | Release, act: Act) -> None:
         """Act on a live lease of this very request; a stale Landed is told that it is stale."""
         lease = self._book.find(message.room)
@@ -267,18 +258,8 @@ class Prefill:
                 act(lease, claim)
                 return
             failure = lease.failure or failure
-        if isinstance(message, Landed):
+        if isinstance(message, Landed) and message.confirm:
             tell(session, room=message.room, request=message.request, failure=failure)
-
-    def _landed(self, lease: Lease, claim: Claim) -> None:
-        if lease.landed or not lease.last_offered:
-            claim.session.close(f"Landed for room {lease.room} in state {lease.state}")
-            return
-        lease.landed, lease.moved_at = True, asyncio.get_running_loop().time()
-        lease.pulled.update(lease.seen)
-        for held in lease.held:
-            self._storage.free(held.span)
-        claim.session.send(Confirmed(room=lease.room, request=claim.request))
 
     def _released(self, lease: Lease, claim: Claim) -> None:
         if not lease.landed:
@@ -286,8 +267,8 @@ class Prefill:
             return
         lease.released = True
         pods = Pods(prefill=self._pod, decode=claim.session.peer.pod)
-        for held in lease.held:
-            self._outcomes.succeeded(held.state_type, nbytes=held.span.nbytes, pods=pods)
+        for tally in lease.tallies.values():
+            self._outcomes.succeeded(tally.state_type, nbytes=tally.nbytes, pods=pods)
         lease.changed.fire()
 
     def _told_failed(self, session: Session, message: Failed) -> None:
@@ -302,3 +283,8 @@ class Prefill:
 
     def on_peer_engine_lost(self, session: Session) -> None:
         """Decode tells each request's end by itself."""
+
+
+async def _ended(lease: Lease) -> None:
+    while not lease.ended:
+        await lease.changed.wait()

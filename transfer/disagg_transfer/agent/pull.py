@@ -1,312 +1,319 @@
-"""One request on the decode side, from its bootstrap to its bytes.
+"""One request on the decode side, from its bootstrap to its release.
 
-A loop over events with a clock per stage. Whatever happens, the extents end in one of three ways:
-handed to the engine, freed, or quarantined until the NIXL read into them is in a terminal state.
+Every event is applied at once, under a clock per stage. The engine gets each chunk as it lands;
+the request itself counts only once it is whole: every item there is, and each chunk's bytes
+vouched for by its digest or by prefill's word, at the end, that its lease held all along.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 from disagg_transfer.accounting import Ledger, Part
-from disagg_transfer.agent.control import Dialer
-from disagg_transfer.agent.faults import Faults
-from disagg_transfer.agent.relay import tell
+from disagg_transfer.agent.landing import Chunk, Landing, Source, Tools
+from disagg_transfer.agent.relay import heard, misuse, tell
 from disagg_transfer.agent.session import Session
-from disagg_transfer.agent.storage import Storage
-from disagg_transfer.arena import Span
-from disagg_transfer.contract import Cause, Integrity, Stage
-from disagg_transfer.deadlines import Due, StageClocks, Timeouts, overdue
+from disagg_transfer.contract import Cause, Stage
+from disagg_transfer.deadlines import Due, StageClocks, overdue
 from disagg_transfer.errors import TransferFailed
-from disagg_transfer.lane import Lane, Read, ReadEvent
-from disagg_transfer.protocol import Confirmed, Landed, Layout, Offer, Pulled, Want
-
-# The control connection of a killed peer closes within this of NIXL's own error.
-_LOSS_GRACE_S: Final = 0.3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What every pull uses."""
-
-    lane: Lane
-    storage: Storage
-    dialer: Dialer
-    faults: Faults
-    timeouts: Timeouts
-    integrity: Integrity
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class Allocated:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    component: str
-    event: ReadEvent
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    component: str
-
+from disagg_transfer.protocol import Confirmed, Failed, Landed, Offer, Pulled, Release, Want
 
 Work = Callable[[], Coroutine[Any, Any, None]]
-Event = Reached | Allocated | Moved | Verified | Offer | Confirmed | TransferFailed
+Deliver = Callable[[Sequence[Chunk]], None]
 
 
 class Pull:
     def __init__(
-        self, *, room: int, request: bytes, peer: str, parts: Mapping[str, Part], tools: Tools
+        self,
+        *,
+        stream: int,
+        room: int,
+        request: bytes,
+        peer: str,
+        parts: Mapping[str, Part],
+        tools: Tools,
+        deliver: Deliver,
+        failed: Callable[["Pull", TransferFailed], None],
     ) -> None:
+        self.stream = stream  # the engine's name for it
         self.room, self.request, self.peer = room, request, peer
         self.ledger = Ledger(parts)
         self.session: Session | None = None
-        self._layout: Layout | None = None  # of the engine that this request began with
-        self.spans: dict[str, Span] = {}
         self.first_offer_at: float | None = None
-        self._tools = tools
-        self._clocks = StageClocks()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._offers: dict[str, Offer] = {}
-        self._reads: dict[str, Read] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._allocated = False
-        self.arrived = False  # whole, and confirmed
-        self._landed = False
-        self._over = False
+        self.whole = False
+        self.failure: TransferFailed | None = None
+        self._layout_epoch = self._arena_bytes = 0  # of the engine that the request began with
+        self._tools, self._deliver, self._failed = tools, deliver, failed
         self._loop = asyncio.get_running_loop()
+        self.begun_at = self._loop.time()
+        self._clocks = StageClocks()
+        self._timer: asyncio.TimerHandle | None = None
+        self._landing = Landing(self, tools=tools, begun_at=self.begun_at)
+        self._ready: list[Chunk] = []  # to be delivered
+        self._flushing = False
+        self._with_engine: set[int] = set()  # extents
+        self._unchecked = self._released = False
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._bootstrapping: asyncio.Task[None] | None = None
+
+    @property
+    def over(self) -> bool:
+        return self._released or self.failure is not None
+
+    @property
+    def holds_memory(self) -> bool:
+        """The engine may still read chunks of it, though it has failed."""
+        return bool(self._with_engine)
 
     @property
     def stage(self) -> Stage:
         if self.session is None:
             return Stage.BOOTSTRAP
-        if not self._offers:
+        if self.whole:
+            return Stage.SCATTER
+        if self.first_offer_at is None:
             return Stage.QUEUE
-        if not self._allocated:
+        if self._landing.is_waiting:
             return Stage.ALLOCATE
         return Stage.NOTIFY if self.ledger.unoffered else Stage.WIRE
+
+    @property
+    def state(self) -> str:
+        if self.failure is not None:
+            return f"FAILED({self.failure.cause}, {self.failure.stage})"
+        return "ARRIVED" if self.whole else f"PULLING({self.stage})"
 
     @property
     def peer_pod(self) -> str:
         return self.session.peer.pod if self.session else ""
 
-    def post(self, event: Event) -> None:
-        self._events.put_nowait(event)
+    async def run(self) -> tuple[Chunk, ...]:
+        """Return what was not delivered yet once the request is whole; else TransferFailed."""
+        self.guarded(lambda: self._start(Stage.BOOTSTRAP))
+        self._bootstrapping = asyncio.create_task(self._bootstrap())
+        await self._ended
+        if self.failure is not None:
+            raise self.failure
+        return self._take_ready()
 
-    async def run(self) -> None:
-        """Return with every byte in `spans`, or raise TransferFailed with nothing kept."""
-        self._start(Stage.BOOTSTRAP)
-        self._spawn(self._bootstrap)
+    def guarded(self, step: Callable[[], None]) -> None:
+        """Take one step that an event from outside has called for."""
+        if self.over:
+            return
         try:
-            while not self.arrived:
-                self._apply(await self._next())
+            step()
         except TransferFailed as failure:
-            self._give_up(failure)
-            raise
-        finally:
-            self._over = True
-            for task in self._tasks:
-                task.cancel()
+            self.fail(failure)
+        else:
+            self._arm()
 
-    async def _next(self) -> Event:
-        due = self._clocks.earliest
-        try:
-            async with asyncio.timeout_at(due.at if due else None):
-                return await self._events.get()
-        except TimeoutError:
-            assert due is not None
-            raise await self._late(due) from None
-
-    def _apply(self, event: Event) -> None:
-        match event:
-            case Reached(session):
-                self._reached(session)
-            case Offer():
-                self._offered(event)
-            case Allocated():
-                self._clocks.stop(Stage.ALLOCATE)
-                self._allocated = True
-                for offer in self._offers.values():
-                    self._fetch(offer)
-            case Moved(component, kind, detail):
-                self._moved(component, kind, detail)
-            case Verified(component):
-                self._arrived(component)
-            case Confirmed():
-                self.arrived = True
-            case TransferFailed():
-                raise event
-
-    # -- stages
+    # -- what prefill says
 
     async def _bootstrap(self) -> None:
-        self.post(Reached(await self._tools.dialer.reach(self.peer)))
+        try:
+            session = await self._tools.dialer.reach(self.peer)
+        except TransferFailed as failure:
+            self.fail(failure)
+        else:
+            self.guarded(lambda: self._reached(session))
 
     def _reached(self, session: Session) -> None:
         self._clocks.stop(Stage.BOOTSTRAP)
-        if session.ended.is_set() or session.layout is None:
+        layout = session.layout
+        if session.ended.is_set() or layout is None:
             raise self._failure(Cause.PEER_LOST, "the session ended as the request began")
-        self.session, self._layout = session, session.layout
+        self.session = session
+        self._layout_epoch, self._arena_bytes = layout.epoch, layout.arena_bytes
+        self._landing.begin(Source(session=session, layout=layout))
         self._start(Stage.QUEUE)
-        session.send(Want(room=self.room, request=self.request, epoch=session.layout.epoch))
+        have = {part.component: part.have for part in self.ledger.parts.values() if part.have}
+        session.send(Want(room=self.room, request=self.request, epoch=layout.epoch, have=have))
+
+    def on_message(self, message: Offer | Confirmed | Failed) -> None:
+        match message:
+            case Offer():
+                self.guarded(lambda: self._offered(message))
+            case Confirmed():
+                self.guarded(self._confirmed)
+            case Failed():
+                self.fail(heard(message, pod=self.peer_pod), relay=False)
 
     def _offered(self, offer: Offer) -> None:
         part = self.ledger.parts.get(offer.component)
         if part is not None and self._tools.faults.withholds(part.state_type):
             return
-        fault = self._misplaced(offer) or self.ledger.offer(offer)
-        if isinstance(fault, TransferFailed):
-            raise fault
+        self._check(offer)
+        if self.first_offer_at is None:
+            self.first_offer_at = self._loop.time()
+            self._clocks.stop(Stage.QUEUE)
+        self._progress()
+        part = self.ledger.parts[offer.component]
+        if self.ledger.needless(offer):
+            self._arrived(offer)
+        else:
+            self._landing.fetch(offer, part)
+
+    def _check(self, offer: Offer) -> None:
+        if offer.epoch != self._layout_epoch:
+            detail = f"offer of registration {offer.epoch}, the request is of {self._layout_epoch}"
+            raise self._failure(Cause.EPOCH_MISMATCH, detail, component=offer.component)
+        if offer.offset + offer.nbytes > self._arena_bytes:
+            detail = f"offset {offer.offset} + {offer.nbytes} is past {self._arena_bytes}"
+            raise self._failure(Cause.PROTOCOL_ERROR, detail, component=offer.component)
+        fault = self.ledger.offer(offer)
         if fault is not None:
             raise self._failure(
                 fault.cause, fault.detail, component=fault.component, state_type=fault.state_type
             )
-        if not self._offers:
-            self._first_offer()
-        self._clocks.stop(Stage.NOTIFY, offer.component)
-        self._offers[offer.component] = offer
-        if self._allocated:
-            self._fetch(offer)
 
-    def _first_offer(self) -> None:
-        self.first_offer_at = self._loop.time()
-        self._clocks.stop(Stage.QUEUE)
-        self._start(Stage.ALLOCATE)
-        for part in self.ledger.parts.values():
-            self._start(Stage.NOTIFY, part)
-        self._spawn(self._allocate)
+    def _progress(self) -> None:
+        """What is still to be offered may take its time again: the request got somewhere."""
+        unoffered = {part.component for part in self.ledger.unoffered}
+        for name, part in self.ledger.parts.items():
+            if name in unoffered:
+                self._start(Stage.NOTIFY, part)
+            else:
+                self._clocks.stop(Stage.NOTIFY, name)
 
-    def _misplaced(self, offer: Offer) -> TransferFailed | None:
-        layout = self._layout
-        assert layout is not None
-        if offer.epoch != layout.epoch:
-            detail = f"offer of registration {offer.epoch}, the request is of {layout.epoch}"
-            return self._failure(Cause.EPOCH_MISMATCH, detail, component=offer.component)
-        if offer.offset + offer.nbytes > layout.arena_bytes:
-            detail = f"offset {offer.offset} + {offer.nbytes} is past {layout.arena_bytes}"
-            return self._failure(Cause.PROTOCOL_ERROR, detail, component=offer.component)
-        return None
+    # -- what its chunks do
 
-    async def _allocate(self) -> None:
-        parts = self.ledger.parts
-        spans = await self._tools.storage.reserve([part.nbytes for part in parts.values()])
-        self.spans = dict(zip(parts, spans, strict=True))
-        self.post(Allocated())
+    def started(self, stage: Stage, chunk: Chunk) -> None:
+        self._start(stage, chunk.part, offer=chunk.offer.index)
 
-    def _fetch(self, offer: Offer) -> None:
-        if not offer.nbytes:
-            self._arrived(offer.component)
-            return
-        assert self.session is not None
-        assert self._layout is not None
-        part, span = self.ledger.parts[offer.component], self.spans[offer.component]
-        self._start(Stage.POST, part)
-        self._reads[offer.component] = self._tools.lane.read(
-            self.session.fabric_name,
-            local=self._tools.storage.memory.base + span.offset,
-            remote=self._layout.arena_base + offer.offset,
-            nbytes=offer.nbytes,
-            listener=self._listener(offer.component),
-        )
+    def stopped(self, stage: Stage, chunk: Chunk) -> None:
+        self._clocks.stop(stage, chunk.offer.index)
 
-    def _listener(self, component: str) -> Callable[[ReadEvent, str], None]:
-        def listen(event: ReadEvent, detail: str) -> None:
-            self._loop.call_soon_threadsafe(self._on_read, component, event, detail)
+    def landed(self, chunk: Chunk) -> None:
+        assert chunk.span is not None
+        self._unchecked |= not chunk.checked
+        self._ready.append(chunk)
+        self._with_engine.add(chunk.span.number)
+        self._arrived(chunk.offer)
+        if not self.whole and not self._flushing:
+            # What else lands in this turn of the loop goes with it.
+            self._flushing = True
+            self._loop.call_soon(self._flush)
 
-        return listen
-
-    def _on_read(self, component: str, event: ReadEvent, detail: str) -> None:
-        if event is not ReadEvent.POSTED:
-            del self._reads[component]
-            if self._over:
-                self._tools.storage.settle(self.spans[component])
-        if not self._over:
-            self.post(Moved(component, event, detail))
-
-    def _moved(self, component: str, event: ReadEvent, detail: str) -> None:
-        self._clocks.stop(Stage.POST, component)
-        if event is ReadEvent.POSTED:
-            self._start(Stage.WIRE, self.ledger.parts[component])
-        elif event is ReadEvent.DONE:
-            self._spawn(lambda: self._verify(component))
-        else:
-            self._clocks.stop(Stage.WIRE, component)
-            self._start(Stage.WIRE, self.ledger.parts[component])
-            self._spawn(lambda: self._explain(component, detail))
-
-    async def _explain(self, component: str, detail: str) -> None:
-        """Peer gone, or fabric dead with the peer alive: the control channel tells them apart."""
-        assert self.session is not None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOSS_GRACE_S):
-                await self.session.ended.wait()
-        cause = Cause.PEER_LOST if self.session.ended.is_set() else Cause.TRANSPORT_ERROR
-        part = self.ledger.parts[component]
-        self.post(self._failure(cause, detail, component=component, state_type=part.state_type))
-
-    async def _verify(self, component: str) -> None:
-        offer, span = self._offers[component], self.spans[component]
-        part = self.ledger.parts[component]
-        if self._tools.faults.zeroes(part.state_type):
-            self._tools.storage.zero(span)
-        if self._tools.integrity is Integrity.ALWAYS:
-            found = await self._tools.storage.digest(span)
-            if found != offer.digest:
-                told = offer.digest.hex() or "none (its integrity check is off)"
-                self.post(
-                    self._failure(
-                        Cause.DIGEST_MISMATCH,
-                        f"component {component}: digest {found.hex()} of what arrived, "
-                        f"the peer's is {told}",
-                        component=component,
-                        state_type=part.state_type,
-                    )
-                )
-                return
-        self.post(Verified(component))
-
-    def _arrived(self, component: str) -> None:
-        self._clocks.stop(Stage.WIRE, component)
-        self.ledger.arrived(component)
+    def _arrived(self, offer: Offer) -> None:
+        self.ledger.arrived(offer)
         assert self.session is not None
         if not self.ledger.complete:
-            self.session.send(Pulled(room=self.room, request=self.request, component=component))
-        elif not self._landed:
-            self._landed = True
+            pulled = Pulled(room=self.room, request=self.request, index=offer.index)
+            self.session.send(pulled)
+            self._progress()
+            return
+        landed = Landed(room=self.room, request=self.request, confirm=self._unchecked)
+        self.session.send(landed)
+        if self._unchecked:
             self._start(Stage.WIRE)
-            self.session.send(Landed(room=self.room, request=self.request))
+        else:
+            self._complete()
+
+    def _confirmed(self) -> None:
+        if self.ledger.complete:
+            self._clocks.stop(Stage.WIRE)
+            self._complete()
+
+    def _complete(self) -> None:
+        self.whole = True
+        self._start(Stage.SCATTER)
+        self._ended.set_result(None)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self.whole and not self.over and self._ready:
+            self._start(Stage.SCATTER)
+            self._arm()
+            self._deliver(self._take_ready())
+
+    def _take_ready(self) -> tuple[Chunk, ...]:
+        ready, self._ready = tuple(self._ready), []
+        return ready
+
+    # -- what the engine says
+
+    def give_back(self, numbers: Iterable[int]) -> None:
+        self.guarded(lambda: self._give_back(set(numbers)))
+
+    def _give_back(self, numbers: set[int]) -> None:
+        if not numbers <= self._with_engine:
+            strange = ", ".join(map(str, sorted(numbers - self._with_engine)))
+            raise misuse(f"extents {strange} are not the engine's to give back")
+        self._with_engine -= numbers
+        if self._with_engine or self.whole:
+            self._start(Stage.SCATTER)
+        else:
+            self._clocks.stop(Stage.SCATTER)
+        self._progress()
+        self._landing.give_back(numbers)
+
+    def release(self) -> None:
+        """Everything is scattered; raises what befell the request since it was whole."""
+        if self.failure is not None:
+            raise self.failure
+        if not self.whole:
+            raise misuse(f"room {self.room} has not arrived, or has ended")
+        if self.session is not None:
+            self.session.send(Release(room=self.room, request=self.request))
+        self._released = True
+        self._stop()
+        self.close()
+
+    def close(self) -> None:
+        """The engine touches no chunk any more; only of what is over."""
+        numbers, self._with_engine = self._with_engine, set()
+        self._landing.give_back(numbers)
 
     # -- ends
 
-    def _give_up(self, failure: TransferFailed) -> None:
-        for component, span in self.spans.items():
-            read = self._reads.get(component)
-            if read is None:
-                self._tools.storage.free(span)
-            else:
-                self._tools.lane.abandon(read)
-                self._tools.storage.quarantine(span, writer=f"a read from {self.peer_pod}")
-        self.tell(failure)
-
-    def tell(self, failure: TransferFailed) -> None:
-        """The peer learns of a failure that is not its own word."""
-        if self.session is not None:
+    def fail(self, failure: TransferFailed, *, relay: bool = True) -> None:
+        """The peer learns of it, unless it is the peer's own word."""
+        if self.over:
+            return
+        self.failure = failure
+        undelivered = {chunk.span.number for chunk in self._take_ready() if chunk.span}
+        self._with_engine -= undelivered
+        self._landing.give_up(with_engine=self._with_engine)
+        self._stop()
+        if relay and self.session is not None:
             tell(self.session, room=self.room, request=self.request, failure=failure)
+        if not self._ended.done():
+            self._ended.set_exception(failure)
+        self._failed(self, failure)
 
-    async def _late(self, due: Due) -> TransferFailed:
-        if due.stage is Stage.BOOTSTRAP:
-            return await self._tools.dialer.obstacle(self.peer, within_s=due.limit_s)
+    def _stop(self) -> None:
+        self._clocks.stop_all()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._bootstrapping is not None:
+            self._bootstrapping.cancel()
+
+    def _arm(self) -> None:
+        """One timer, for what is due first; it looks again if that has moved away meanwhile."""
+        due = self._clocks.earliest
+        if due is None or (self._timer is not None and self._timer.when() <= due.at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due.at, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        due = self._clocks.earliest
+        if due is None or self.over:
+            return
+        if due.at > self._loop.time():
+            self._arm()
+        elif due.stage is Stage.BOOTSTRAP:
+            self._stop()
+            self._bootstrapping = asyncio.create_task(self._find_obstacle(due))
+        else:
+            self.fail(self._late(due))
+
+    async def _find_obstacle(self, due: Due) -> None:
+        self.fail(await self._tools.dialer.obstacle(self.peer, within_s=due.limit_s))
+
+    def _late(self, due: Due) -> TransferFailed:
         part = self.ledger.parts.get(due.component or "")
         missing = ", ".join(part.component for part in self.ledger.outstanding)
         return self._failure(
@@ -335,21 +342,11 @@ class Pull:
             peer_pod=self.peer_pod,
         )
 
-    def _start(self, stage: Stage, part: Part | None = None) -> None:
+    def _start(self, stage: Stage, part: Part | None = None, *, offer: int | None = None) -> None:
         self._clocks.start(
             stage,
             part.component if part else None,
             now=self._loop.time(),
             limit_s=self._tools.timeouts.limit(stage, part.state_type if part else None),
+            offer=offer,
         )
-
-    def _spawn(self, work: Work) -> None:
-        task = asyncio.create_task(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _guarded(self, work: Work) -> None:
-        try:
-            await work()
-        except TransferFailed as failure:
-            self.post(failure)

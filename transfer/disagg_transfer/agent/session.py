@@ -76,11 +76,11 @@ class Session:
     def usable(self) -> bool:
         return self.layout is not None and not self.differences and self.fabric_loaded
 
-    def send(self, message: Any) -> None:
-        """Queue one message; a lost session swallows it, and its loss is reported by `run`."""
-        if self.ended.is_set() or self._writer.is_closing():
+    def send(self, *messages: Any) -> None:
+        """Queue messages; a lost session swallows them, and its loss is reported by `run`."""
+        if not messages or self.ended.is_set() or self._writer.is_closing():
             return
-        self._writer.write(self._outgoing.close(message))
+        self._writer.write(b"".join(self._outgoing.close(message) for message in messages))
         transport = self._writer.transport
         if transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
             self.close(f"{_MAX_UNSENT_BYTES} bytes unsent: the peer does not read")

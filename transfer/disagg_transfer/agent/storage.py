@@ -1,8 +1,14 @@
-"""The arena with a queue in front of it: who does not get room at once waits in turn."""
+"""The arena with a queue in front of it: who does not get room at once waits in turn.
+
+The oldest request is first in the queue, whichever of its chunks it asks for, and nobody passes
+it: so a request that has begun is finished rather than many held up half way.
+"""
 
 import asyncio
-from collections import deque
+import itertools
+from bisect import insort
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import xxhash
@@ -17,12 +23,24 @@ MAX_WAITING: Final = 1024  # beyond this the arena says full at once: back-press
 _INLINE_DIGEST_BYTES: Final = 256 << 10  # under 50 us; a thread hop costs more
 
 
+Turn = asyncio.Future[tuple[Span, ...]]
+
+
+@dataclass(slots=True, order=True)
+class _Waiting:
+    begun_at: float  # of the request
+    number: int
+    sizes: Sequence[int] = field(compare=False)
+    turn: Turn = field(compare=False)
+
+
 class Storage:
     def __init__(self, memory: ArenaMemory, *, limits: QuarantineLimits) -> None:
         self.memory = memory
         self._quarantine = Quarantine(limits, arena_bytes=memory.size)
         self._extents = Extents(memory.size)
-        self._waiting: deque[tuple[Sequence[int], asyncio.Future[tuple[Span, ...]]]] = deque()
+        self._waiting: list[_Waiting] = []
+        self._numbers = itertools.count()
 
     @property
     def used(self) -> int:
@@ -32,15 +50,22 @@ class Storage:
     def unsettled(self) -> int:
         return self._extents.unsettled
 
-    async def reserve(self, sizes: Sequence[int]) -> tuple[Span, ...]:
-        """All of them at once, in turn. Waits without limit; the caller holds the clock."""
+    def reserve_now(self, sizes: Sequence[int]) -> tuple[Span, ...] | None:
+        """All of them, or None where they are not free or others wait already."""
         self._refuse_impossible(sizes)
-        if not self._waiting:
-            spans = self._extents.reserve_all(sizes)
-            if spans is not None:
-                return spans
-        turn: asyncio.Future[tuple[Span, ...]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((sizes, turn))
+        return None if self._waiting else self._extents.reserve_all(sizes)
+
+    async def reserve(self, sizes: Sequence[int], *, begun_at: float) -> tuple[Span, ...]:
+        """All of them at once, in turn by the request's beginning (monotonic seconds).
+
+        Waits without limit; the caller holds the clock.
+        """
+        spans = self.reserve_now(sizes)
+        if spans is not None:
+            return spans
+        turn: Turn = asyncio.get_running_loop().create_future()
+        insort(self._waiting, _Waiting(begun_at, next(self._numbers), sizes, turn))
+        self._grant()
         try:
             return await turn
         except asyncio.CancelledError:
@@ -73,10 +98,12 @@ class Storage:
         self.bytes_of(span)[:] = bytes(span.nbytes)
 
     async def digest(self, span: Span) -> bytes:
-        view = self.bytes_of(span)
-        if span.nbytes <= _INLINE_DIGEST_BYTES:
-            return _digest(view)
-        return await asyncio.to_thread(_digest, view)
+        found = self.digest_now(span)
+        return await asyncio.to_thread(_digest, self.bytes_of(span)) if found is None else found
+
+    def digest_now(self, span: Span) -> bytes | None:
+        """None where it would hold the loop up."""
+        return _digest(self.bytes_of(span)) if span.nbytes <= _INLINE_DIGEST_BYTES else None
 
     def _refuse_impossible(self, sizes: Sequence[int]) -> None:
         total = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
@@ -94,8 +121,8 @@ class Storage:
                 detail=f"{MAX_WAITING} requests wait for room in the arena already",
             )
 
-    def _withdraw(self, turn: "asyncio.Future[tuple[Span, ...]]") -> None:
-        self._waiting = deque(entry for entry in self._waiting if entry[1] is not turn)
+    def _withdraw(self, turn: Turn) -> None:
+        self._waiting = [entry for entry in self._waiting if entry.turn is not turn]
         if turn.done() and not turn.cancelled():
             for span in turn.result():
                 self._extents.free(span)
@@ -103,13 +130,13 @@ class Storage:
 
     def _grant(self) -> None:
         while self._waiting:
-            sizes, turn = self._waiting[0]
-            spans = None if turn.done() else self._extents.reserve_all(sizes)
-            if spans is None and not turn.done():
+            first = self._waiting[0]
+            spans = None if first.turn.done() else self._extents.reserve_all(first.sizes)
+            if spans is None and not first.turn.done():
                 return
-            self._waiting.popleft()
+            del self._waiting[0]
             if spans is not None:
-                turn.set_result(spans)
+                first.turn.set_result(spans)
 
 
 def _now() -> float:

@@ -1,7 +1,7 @@
 """What an engine embeds to hand a request's cache to, or take it from, its pod's agent."""
 
-from disagg_transfer.client.blocking import AgentClient
-from disagg_transfer.client.values import Arrival, Component, Extent, Payload
+from disagg_transfer.client.blocking import AgentClient, ChunkStream
+from disagg_transfer.client.values import Arrival, Chunk, Component, Extent, Payload
 from disagg_transfer.errors import (
     AgentUnavailableError,
     ArenaFull,
@@ -15,6 +15,8 @@ __all__ = [
     "AgentUnavailableError",
     "ArenaFull",
     "Arrival",
+    "Chunk",
+    "ChunkStream",
     "Component",
     "Extent",
     "Payload",

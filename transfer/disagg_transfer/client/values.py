@@ -18,7 +18,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """Arena memory for one payload. Write to `view`, offer it, then never touch it again."""
+    """Arena memory for one chunk. Write to `view`, offer it, then never touch it again."""
 
     extent: int
     room: int
@@ -27,10 +27,28 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Items [first, first + items) of a component, laid out [tensor][item][bytes].
+
+    `view` is valid until the next chunk is asked for. The first `skip` items are below `have`.
+    """
+
+    component: str
+    first: int
+    items: int
+    skip: int
+    view: memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Payload:
-    """One component, arrived whole. `view` is valid until the room is released."""
+    """One component, arrived whole: its chunks' bytes one after another, a copy of its own.
+
+    With more than one chunk each is laid out [tensor][item][bytes] by itself.
+    """
 
     items: int
+    chunks: tuple[Chunk, ...]
     view: memoryview
 
 

@@ -1,0 +1,128 @@
+"""One request's chunks as the agent hands them out, without any I/O; transports wait and send."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+from disagg_transfer.client.conversation import Ask, Conversation
+from disagg_transfer.client.values import Arrival, Chunk, Payload
+from disagg_transfer.engine_messages import Arrived, ArrivedChunk
+from disagg_transfer.errors import TransferFailed
+
+# Memory given back while more chunks are at hand goes by itself only when it is worth a message.
+_WORTH_BYTES: Final = 1 << 20
+
+
+class Intake:
+    def __init__(
+        self,
+        conversation: Conversation,
+        *,
+        room: int,
+        peer: str,
+        expect: Mapping[str, int],
+        have: Mapping[str, int],
+    ) -> None:
+        self.room = room
+        self.number, self.opening = conversation.stream(room, peer=peer, expect=expect, have=have)
+        self.aux, self.prefill_pod = b"", ""
+        self.whole = False  # nothing more will come
+        self._conversation = conversation
+        self._waits_for = Ask(call=self.number, frame=self.opening, read=self._keep)
+        self._ready: deque[ArrivedChunk] = deque()
+        self._spent: list[int] = []
+        self._spent_bytes = 0
+        self._current: ArrivedChunk | None = None
+        self._handed = False  # the agent has lent memory of it
+        self._failed = False
+
+    def take(self, answer: Any) -> None:
+        """An answer of the stream's own; TransferFailed when the request has failed."""
+        try:
+            self._waits_for.answered(answer)
+        except TransferFailed:
+            self._failed = True
+            self._ready.clear()
+            raise
+
+    def next(self) -> Chunk | None:
+        """None when the agent has to be heard first, or the end has come."""
+        if not self._ready:
+            return None
+        chunk = self._current = self._ready.popleft()
+        return Chunk(
+            component=chunk.component,
+            first=chunk.first,
+            items=chunk.items,
+            skip=chunk.skip,
+            view=self._conversation.arena[chunk.offset : chunk.offset + chunk.nbytes],
+        )
+
+    def done_with_current(self) -> bytes:
+        """The engine has scattered it: what to send now, if anything. The end says the rest."""
+        if self._current is not None:
+            self._spent.append(self._current.extent)
+            self._spent_bytes += self._current.nbytes
+            self._current = None
+        worth = not self._ready or self._spent_bytes >= _WORTH_BYTES
+        return self.give_back() if worth and not self.consumed else b""
+
+    def give_back(self) -> bytes:
+        extents, self._spent, self._spent_bytes = self._spent, [], 0
+        return self._conversation.give_back(self.number, extents) if extents else b""
+
+    def release(self) -> Ask[None]:
+        return self._conversation.release(self.number)
+
+    @property
+    def consumed(self) -> bool:
+        return self.whole and not self._ready
+
+    def close(self, reason: str) -> bytes:
+        """What to send when it is not released: a failed one may still hold the agent's memory."""
+        if self._failed and not self._handed:
+            return b""
+        return self._conversation.close_stream(self.number, reason)
+
+    def _keep(self, answer: Arrived) -> None:
+        self._ready.extend(answer.chunks)
+        self._handed |= bool(answer.chunks)
+        self.prefill_pod = answer.prefill_pod
+        if answer.ended:
+            self.whole, self.aux = True, answer.aux
+
+
+class Collector:
+    """A whole request in memory of its own, out of its chunks."""
+
+    def __init__(self, conversation: Conversation, expect: Mapping[str, int]) -> None:
+        parts = conversation.components
+        self._expect = expect
+        self._item_bytes = {name: parts[name].item_bytes for name in expect if name in parts}
+        self._memory: dict[str, memoryview] = {}
+        self._chunks: dict[str, list[Chunk]] = {name: [] for name in expect}
+
+    def add(self, chunk: Chunk) -> None:
+        size, name = self._item_bytes[chunk.component], chunk.component
+        if name not in self._memory:
+            self._memory[name] = memoryview(bytearray(self._expect[name] * size))
+        start = chunk.first * size
+        view = self._memory[name][start : start + len(chunk.view)]
+        view[:] = chunk.view
+        self._chunks[name].append(
+            Chunk(component=name, first=chunk.first, items=chunk.items, skip=chunk.skip, view=view)
+        )
+
+    def arrival(self, intake: Intake) -> Arrival:
+        return Arrival(
+            payloads={
+                name: Payload(
+                    items=items,
+                    chunks=tuple(sorted(self._chunks[name], key=lambda chunk: chunk.first)),
+                    view=self._memory.get(name, memoryview(b"")),
+                )
+                for name, items in self._expect.items()
+            },
+            aux=intake.aux,
+            prefill_pod=intake.prefill_pod,
+        )
