@@ -3,9 +3,10 @@
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import chain
+from typing import Any, Protocol
 
 from disagg_engine.errors import RequestAbandonedError
 from disagg_engine.pools import Pages, PoolSet
@@ -15,7 +16,7 @@ from disagg_engine.sampling import Token, pick_token
 from disagg_engine.session import AgentSession
 from disagg_engine.settings import Settings
 from disagg_engine.transcribe import rebuild_cache, store_cache
-from disagg_transfer.client import AgentClient, Arrival, TransferFailed
+from disagg_transfer.client import AgentClient, ChunkStream, TransferFailed
 from disagg_transfer.contract import Cause, Stage
 
 
@@ -106,17 +107,6 @@ class PairedRole:
         with suppress(TransferFailed):  # it ended by itself meanwhile
             self._session.client().cancel(call.bootstrap.room, "the client has gone")
 
-    @contextmanager
-    def _given_up_unless_done(self, client: AgentClient, call: Call) -> Iterator[None]:
-        """Whatever ends the block early, the peer is told at once."""
-        try:
-            yield
-        except BaseException as error:
-            reason = f"the {self._settings.role} engine gave up: {error}"
-            with suppress(TransferFailed):
-                client.abort(call.bootstrap.room, reason)
-            raise
-
 
 class PrefillRole(PairedRole):
     """Run the prompt, gather every component into the arena, offer it, wait for decode."""
@@ -128,6 +118,17 @@ class PrefillRole(PairedRole):
             first = self._hand_over(client, call)
             client.wait_released(room, self._settings.release_timeout_s)
         yield first
+
+    @contextmanager
+    def _given_up_unless_done(self, client: AgentClient, call: Call) -> Iterator[None]:
+        """Whatever ends the block early, the peer is told at once."""
+        try:
+            yield
+        except BaseException as error:
+            reason = f"the {self._settings.role} engine gave up: {error}"
+            with suppress(TransferFailed):
+                client.abort(call.bootstrap.room, reason)
+            raise
 
     def _hand_over(self, client: AgentClient, call: Call) -> Token:
         prompt = call.request.prompt
@@ -147,65 +148,80 @@ class PrefillRole(PairedRole):
         last = self._pools.layouts[-1]
         for layout in self._pools.layouts:
             taken = pages[layout.name]
-            extent = client.reserve(
-                room, len(taken) * layout.item_bytes, timeout_s=self._settings.queue_timeout_s
-            )
-            self._pools[layout.name].gather(taken, extent.view)
-            is_last = layout is last
-            client.offer(
-                room,
-                layout.name,
-                extent,
-                items=len(taken),
-                last=is_last,
-                aux=aux if is_last else b"",
-            )
+            for first, items in _chunks(len(taken), layout.item_bytes, self._settings.chunk_bytes):
+                extent = client.reserve(
+                    room, items * layout.item_bytes, timeout_s=self._settings.queue_timeout_s
+                )
+                self._pools[layout.name].gather(taken[first : first + items], extent.view)
+                final = first + items == len(taken)
+                is_last = final and layout is last
+                client.offer(
+                    room,
+                    layout.name,
+                    extent,
+                    first=first,
+                    items=items,
+                    final=final,
+                    last=is_last,
+                    aux=aux if is_last else b"",
+                )
+
+
+def _chunks(items: int, item_bytes: int, chunk_bytes: int) -> Iterator[tuple[int, int]]:
+    """(first, items) of each chunk: at least one item, and of no items one empty chunk."""
+    each = max(chunk_bytes // max(item_bytes, 1), 1)
+    for first in range(0, max(items, 1), each):
+        yield first, min(each, items - first)
 
 
 class DecodeRole(PairedRole):
-    """Wait until the request's whole cache has arrived, scatter it, go on where prefill stopped."""
+    """Scatter each chunk of the request's cache as it lands, go on where prefill stopped."""
 
     def tokens(self, call: Call) -> Iterator[Token]:
-        client, request = self._session.client(), call.request
-        prompt_tokens = len(request.prompt)
-        arrival = client.pull(
+        first, cache = self._take_over(call)
+        yield from self._runner.continuation(first, cache, call.request.sampling, check=call.check)
+
+    def _take_over(self, call: Call) -> tuple[Token, Any]:
+        prompt_tokens = len(call.request.prompt)
+        stream = self._session.client().stream(
             call.bootstrap.room,
             peer=call.bootstrap.peer,
             expect={layout.name: layout.items(prompt_tokens) for layout in self._pools.layouts},
         )
-        with (
-            self._given_up_unless_done(client, call),
-            self._pools.hold(prompt_tokens, timeout_s=self._settings.queue_timeout_s) as pages,
-        ):
-            call.check()
-            first = _first_token(arrival, call, vocab_size=self._runner.model.vocab_size)
-            for name, payload in arrival.payloads.items():
-                self._pools[name].scatter(pages[name], payload.view)
-            # A failure here says that the bytes just scattered must not be used.
-            client.release(call.bootstrap.room)
+        with ExitStack() as held:
+            with stream as chunks:
+                # Pages are taken when there is something to put there: prefill may queue long.
+                first_chunk = next(chunks)
+                call.check()
+                timeout_s = self._settings.queue_timeout_s
+                pages = held.enter_context(self._pools.hold(prompt_tokens, timeout_s=timeout_s))
+                for chunk in chain((first_chunk,), chunks):
+                    own = pages[chunk.component][chunk.first : chunk.first + chunk.items]
+                    self._pools[chunk.component].scatter(own, chunk.view)
+                first = _first_token(chunks, call, vocab_size=self._runner.model.vocab_size)
+            # Released without an error: only now may the pages be used.
             config = self._runner.model.module.config
-            cache = rebuild_cache(config, self._pools, pages, prompt_tokens=prompt_tokens)
-        yield from self._runner.continuation(first, cache, request.sampling, check=call.check)
+            return first, rebuild_cache(config, self._pools, pages, prompt_tokens=prompt_tokens)
 
 
-def _first_token(arrival: Arrival, call: Call, *, vocab_size: int) -> Token:
+def _first_token(chunks: ChunkStream, call: Call, *, vocab_size: int) -> Token:
     try:
-        first = FirstToken.unpack(arrival.aux)
+        first = FirstToken.unpack(chunks.aux)
     except ValueError as error:
-        raise _protocol_error(arrival, f"aux is not a first token: {error}") from error
+        raise _protocol_error(chunks, f"aux is not a first token: {error}") from error
     expected = len(call.request.prompt)
     if first.prompt_tokens != expected:
         raise _protocol_error(
-            arrival, f"prefill ran {first.prompt_tokens} prompt tokens, decode has {expected}"
+            chunks, f"prefill ran {first.prompt_tokens} prompt tokens, decode has {expected}"
         )
     if not 0 <= first.token.id < vocab_size:
         raise _protocol_error(
-            arrival, f"first token {first.token.id} is outside the vocabulary of {vocab_size}"
+            chunks, f"first token {first.token.id} is outside the vocabulary of {vocab_size}"
         )
     return first.token
 
 
-def _protocol_error(arrival: Arrival, detail: str) -> TransferFailed:
+def _protocol_error(chunks: ChunkStream, detail: str) -> TransferFailed:
     return TransferFailed(
-        Cause.PROTOCOL_ERROR, stage=Stage.SCATTER, detail=detail, peer_pod=arrival.prefill_pod
+        Cause.PROTOCOL_ERROR, stage=Stage.SCATTER, detail=detail, peer_pod=chunks.prefill_pod
     )

@@ -25,6 +25,7 @@ class Settings:
     max_pages: int = 2048
     max_slots: int = 64
     max_requests: int = 64
+    chunk_bytes: int = 8 << 20  # gather, wire and scatter then work beside one another
     queue_timeout_s: float = 10.0
     release_timeout_s: float = 600.0
     fault_drop_components: tuple[str, ...] = ()
@@ -52,6 +53,9 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--max-pages", type=positive, default=2048, help="pages of each paged component")
     add("--max-slots", type=positive, default=64, help="slots of each recurrent state")
     add("--max-requests", type=positive, default=64, help="more at a time are refused (503)")
+    add(
+        "--chunk-bytes", type=positive, default=8 << 20, help="a component is offered in such parts"
+    )
     add("--queue-timeout-s", type=float, default=10.0, help="wait for pages and for the arena")
     add("--release-timeout-s", type=float, default=600.0, help="last bound on decode's release")
     add(

@@ -10,6 +10,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from disagg_engine.engine import Engine
+from disagg_engine.layout import probe_layout
 from disagg_engine.refusals import MAX_UNTOLD, Refusals
 from disagg_engine.requests import Bootstrap
 from disagg_engine.server import build_app
@@ -72,7 +73,7 @@ def wait_until(done, *, what, within=REGISTERED_S):
     return True
 
 
-def make_pair(stack, folder, model, *, dropped=(), **options):
+def make_pair(stack, folder, model, *, dropped=(), chunk_bytes=8 << 20, **options):
     options = {"timeouts": TIMEOUTS, "arena_bytes": 8 << 20, "faults": True, **options}
     prefill_agent = stack.enter_context(LocalAgent(folder / "p", role="prefill", **options))
     peers = [f"127.0.0.1:{prefill_agent.control_port}"]
@@ -80,7 +81,14 @@ def make_pair(stack, folder, model, *, dropped=(), **options):
         LocalAgent(folder / "d", role="decode", peers=peers, **options)
     )
     engines = [
-        make_engine(stack, model, agent, role=role, dropped=dropped if role == "decode" else ())
+        make_engine(
+            stack,
+            model,
+            agent,
+            role=role,
+            dropped=dropped if role == "decode" else (),
+            chunk_bytes=chunk_bytes,
+        )
         for role, agent in (("prefill", prefill_agent), ("decode", decode_agent))
     ]
     return Pair(
@@ -91,7 +99,7 @@ def make_pair(stack, folder, model, *, dropped=(), **options):
     )
 
 
-def make_engine(stack, model, agent, *, role, dropped):
+def make_engine(stack, model, agent, *, role, dropped, chunk_bytes):
     settings = Settings(
         role=role,
         model=model.name,
@@ -100,6 +108,7 @@ def make_engine(stack, model, agent, *, role, dropped):
         max_pages=64,
         max_slots=4,
         fault_drop_components=dropped,
+        chunk_bytes=chunk_bytes,
     )
     engine = Engine(settings)
     stack.callback(engine.close)
@@ -187,6 +196,23 @@ async def test_a_zeroed_state_is_refused_when_checked(checked, built):
     checked.prefill_agent.fault("lift")
     _, (status, answer) = await checked.ask(model.prompt)
     assert (status, answer["output_ids"]) == (200, model.expected)
+
+
+async def test_a_cache_in_many_chunks_passes_through_a_smaller_arena(built, tmp_path):
+    model = built(MODEL)
+    largest = max(
+        layout.item_bytes for layout in probe_layout(model.runner.model.module, page_size=16)
+    )
+    arena_bytes = 2 * (-(-largest // 4096) * 4096)
+    with ExitStack() as stack:
+        pair = make_pair(
+            stack, tmp_path, model.runner.model, chunk_bytes=1, arena_bytes=arena_bytes
+        )
+        layouts = pair.prefill.flow._pools.layouts
+        whole = sum(each.items(len(model.prompt)) * each.item_bytes for each in layouts)
+        assert whole > arena_bytes
+        _, (status, answer) = await pair.ask(model.prompt)
+        assert (status, answer["output_ids"]) == (200, model.expected)
 
 
 async def test_many_requests_at_once_stay_apart(checked, built):

@@ -82,7 +82,7 @@ class Intake:
         """What to send when it is not released: a failed one may still hold the agent's memory."""
         if self._failed and not self._handed:
             return b""
-        return self._conversation.close_stream(self.number, reason)
+        return self._conversation.close_stream(self.number, f"the decode engine gave up: {reason}")
 
     def _keep(self, answer: Arrived) -> None:
         self._ready.extend(answer.chunks)
