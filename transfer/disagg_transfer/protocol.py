@@ -1,10 +1,10 @@
 """What two agents say to each other: the handshake, sealed frames, and the messages.
 
-    dialer   -> Hello    identity and nonce
+    dialer   -> Hello    identity, nonce, and the names of the keys it holds
     listener -> Welcome  identity, nonce, and a proof over both
     dialer   -> Proof    its own proof over both
 
-Both proofs are HMACs with the deployment's key over the exact bytes of Hello and of Welcome
+Both proofs are HMACs with the first of those keys that the listener holds too, over the exact bytes of Hello and of Welcome
 without its proof, so neither side's words, nonces or role can be replayed or reflected. Every
 later frame is `length | mac | payload`, the mac keyed per direction and session and taken over a
 sequence number, so a frame cannot be forged, repeated, dropped or moved. Nothing is secret.
@@ -25,6 +25,7 @@ MAX_FRAME_BYTES: Final = 4 << 20
 MAC_BYTES: Final = 16
 
 Nonce = Annotated[bytes, Between(32, 32)]
+KeyId = Annotated[bytes, Between(8, 8)]
 RequestId = Annotated[bytes, Between(16, 16)]
 Index = Annotated[int, Between(0, (1 << 20) - 1)]  # offers of one request
 
@@ -44,6 +45,7 @@ class Hello:
     protocol: Count
     identity: Identity
     nonce: Nonce
+    keys: Annotated[tuple[KeyId, ...], Between(1, 2)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,13 +182,21 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Holds:
+    """The sender holds this key too: what keeps a session when the key it began with goes."""
+
+    key: KeyId
+    proof: Annotated[bytes, Between(32, 32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ping:
     pass
 
 
 HANDSHAKE: Final = Codec((Hello, Welcome, Proof))
 SESSION: Final = Codec(
-    (Layout, EngineGone, Want, Offer, Pulled, Landed, Confirmed, Release, Failed, Ping),
+    (Layout, EngineGone, Want, Offer, Pulled, Landed, Confirmed, Release, Failed, Holds, Ping),
 )
 
 
@@ -211,12 +221,26 @@ class Transcript:
         return hmac.digest(key, purpose + b"\0" + self.digest(), "sha256")
 
 
+def key_id(key: bytes) -> bytes:
+    """Names a key without telling it."""
+    return hmac.digest(key, b"name of this key", "sha256")[:8]
+
+
 def check_proof(transcript: Transcript, *, key: bytes, purpose: bytes, proof: bytes) -> None:
-    if not hmac.compare_digest(transcript.derive(key, purpose), proof):
-        raise AuthenticationError(
-            "the other side does not hold this deployment's key; "
-            "check that both pods mount the key Secret of the same revision"
-        )
+    proved_key(transcript, keys=(key,), purpose=purpose, proof=proof)
+
+
+def proved_key(
+    transcript: Transcript, *, keys: tuple[bytes, ...], purpose: bytes, proof: bytes
+) -> bytes:
+    """The one of `keys` that the proof was made with; AuthenticationError if none."""
+    for key in keys:
+        if hmac.compare_digest(transcript.derive(key, purpose), proof):
+            return key
+    raise AuthenticationError(
+        "the other side does not hold this deployment's key; "
+        "check that both pods mount the key Secret of the same revision"
+    )
 
 
 def check_identity(ours: Identity, theirs: Identity, *, protocol: int) -> None:

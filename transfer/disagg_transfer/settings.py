@@ -27,6 +27,8 @@ DEFAULT_INTEGRITY_RATE: Final = 0.1
 MAX_ARENA_BYTES: Final = 1 << 44
 MIN_DATA_PORTS: Final = 16  # one for each device of each lane that shares an address
 MIN_KEY_BYTES: Final = 16
+MAX_KEYS: Final = 2
+_MAX_KEY_FILE_BYTES: Final = 4096
 MAX_TIMEOUT_S: Final = 24 * 3600.0
 _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}(?::\d{1,3})?\Z")
 _MAX_DIGITS: Final = 20  # int() itself refuses more than 4,300, in other words
@@ -58,7 +60,8 @@ class Settings:
     control_port: int  # 0: any free one
     http_port: int  # 0: any free one
     arena_bytes: int
-    key: bytes
+    key_file: Path
+    keys: tuple[bytes, ...]  # newest first; the file is read again while the agent runs
     peer_services: tuple[Address, ...]
     timeouts: Timeouts
     integrity: Sampling
@@ -91,7 +94,8 @@ def from_environment(env: Mapping[str, str]) -> Settings:
         control_port=_number(env, contract.ENV_CONTROL_PORT, contract.CONTROL_PORT, 0, 65535),
         http_port=_number(env, contract.ENV_HTTP_PORT, contract.HTTP_PORT, 0, 65535),
         arena_bytes=-(-arena_bytes // ALIGNMENT) * ALIGNMENT,
-        key=_key(env),
+        key_file=_key_file(env),
+        keys=read_keys(_key_file(env)),
         peer_services=_peers(env),
         timeouts=_timeouts(env),
         integrity=_sampling(env),
@@ -172,22 +176,42 @@ def _state_types(env: Mapping[str, str]) -> frozenset[str]:
         raise SettingsError(f"{contract.ENV_STATE_TYPES}: {error}") from error
 
 
-def _key(env: Mapping[str, str]) -> bytes:
-    path = Path(env.get(contract.ENV_KEY_FILE, contract.KEY_PATH))
+def _key_file(env: Mapping[str, str]) -> Path:
+    return Path(env.get(contract.ENV_KEY_FILE, contract.KEY_PATH))
+
+
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """One key, or two lines while the first takes the second's place; hex or any other text.
+
+    A file that is no text is one key as it is.
+    """
     try:
-        raw = path.read_bytes().strip()
+        with path.open("rb") as file:
+            raw = file.read(_MAX_KEY_FILE_BYTES + 1)
     except OSError as error:
         raise SettingsError(
             f"{contract.ENV_KEY_FILE}: cannot read {path}: {error.strerror}; "
             "mount the deployment's key Secret there"
         ) from error
-    if len(raw) % 2 == 0 and re.fullmatch(rb"[0-9a-fA-F]{32,}", raw):
-        raw = bytes.fromhex(raw.decode())
-    if len(raw) < MIN_KEY_BYTES:
+    text = all(32 <= byte < 127 or byte in b"\r\n\t" for byte in raw)
+    keys = tuple(_key(part) for part in (raw.splitlines() if text else [raw]) if part.strip())
+    shortest = min((len(key) for key in keys), default=0)
+    if not 1 <= len(keys) <= MAX_KEYS or shortest < MIN_KEY_BYTES:
         raise SettingsError(
-            f"{contract.ENV_KEY_FILE}: {path} holds {len(raw)} bytes, "
-            f"at least {MIN_KEY_BYTES} are needed"
+            f"{contract.ENV_KEY_FILE}: {path} holds {len(keys)} keys, the shortest of {shortest} "
+            f"bytes; 1 to {MAX_KEYS} of at least {MIN_KEY_BYTES} bytes are needed, one a line"
         )
+    if len(raw) > _MAX_KEY_FILE_BYTES:
+        raise SettingsError(
+            f"{contract.ENV_KEY_FILE}: {path} is longer than {_MAX_KEY_FILE_BYTES} bytes"
+        )
+    return keys
+
+
+def _key(raw: bytes) -> bytes:
+    raw = raw.strip()
+    if len(raw) % 2 == 0 and re.fullmatch(rb"[0-9a-fA-F]{32,}", raw):
+        return bytes.fromhex(raw.decode())
     return raw
 
 

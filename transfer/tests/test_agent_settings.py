@@ -4,7 +4,7 @@ import pytest
 
 from disagg_transfer.contract import Stage
 from disagg_transfer.errors import SettingsError
-from disagg_transfer.settings import Address, from_environment, parse_address
+from disagg_transfer.settings import Address, from_environment, parse_address, read_keys
 from disagg_transfer.ucx import Transport
 
 
@@ -23,7 +23,7 @@ def env(tmp_path):
 
 def test_defaults_are_those_of_the_contract(env):
     settings = from_environment(env)
-    assert settings.key == bytes(32)
+    assert settings.keys == (bytes(32),)
     assert (settings.control_port, settings.http_port) == (8998, 9464)
     assert settings.timeouts.limit(Stage.WIRE, "kv") == 30
     assert settings.timeouts.limit(Stage.QUEUE) == 120
@@ -104,12 +104,6 @@ def test_a_rate_that_is_no_share_is_refused(env, rate):
         from_environment({**env, "DISAGG_INTEGRITY_RATE": rate})
 
 
-def test_a_short_key_is_refused(env, tmp_path):
-    (tmp_path / "key").write_bytes(b"too short")
-    with pytest.raises(SettingsError, match="holds 9 bytes, at least 16 are needed"):
-        from_environment(env)
-
-
 def test_addresses_are_read_in_every_form():
     assert parse_address("h") == Address(host="h", port=8998)
     assert str(parse_address("[::1]:80")) == "[::1]:80"
@@ -145,3 +139,33 @@ def test_limits_of_the_agent_have_defaults_and_can_be_set(env):
 def test_a_limit_that_is_none_is_refused(env, name, value, told):
     with pytest.raises(SettingsError, match=f"{name}.*{told}"):
         from_environment({**env, name: value})
+
+
+@pytest.mark.parametrize(
+    ("raw", "keys"),
+    [
+        (b"a text of sixteen", (b"a text of sixteen",)),
+        (b"0f" * 16 + b"\n" + b"another key, old\n", (b"\x0f" * 16, b"another key, old")),
+        (b"\r\n".join((b"a" * 17, b"b" * 17)), (b"a" * 17, b"b" * 17)),
+        (bytes(range(1, 33)), (bytes(range(1, 32 + 1)).strip(),)),  # no text, so one key
+    ],
+)
+def test_a_key_file_holds_one_key_or_two_lines(tmp_path, raw, keys):
+    (tmp_path / "key").write_bytes(raw)
+    assert read_keys(tmp_path / "key") == keys
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"", "holds 0 keys"),
+        (b"short", "holds 1 keys, the shortest of 5 bytes"),
+        (b"a" * 16 + b"\nshort", "holds 2 keys, the shortest of 5 bytes"),
+        (b"a" * 16 + (b"\n" + b"b" * 16) * 2, "holds 3 keys"),
+        (b"a" * 5000, "longer than 4096 bytes"),
+    ],
+)
+def test_a_key_file_with_anything_else_is_refused(tmp_path, raw, told):
+    (tmp_path / "key").write_bytes(raw)
+    with pytest.raises(SettingsError, match=told):
+        read_keys(tmp_path / "key")

@@ -18,6 +18,7 @@ from disagg_transfer.protocol import (
     Identity,
     Proof,
     Transcript,
+    key_id,
 )
 
 
@@ -195,7 +196,7 @@ def knock(plain, *, key=b"local key for tests only", **wrong):
         "incarnation": "1",
     }
     us = Identity(**{**us, **wrong})
-    hello = Hello(protocol=PROTOCOL_VERSION, identity=us, nonce=bytes(32))
+    hello = Hello(protocol=PROTOCOL_VERSION, identity=us, nonce=bytes(32), keys=(key_id(key),))
     plain.sendall(frame(HANDSHAKE.encode(hello)))
     (length,) = LENGTH.unpack(plain.recv(LENGTH.size, socket.MSG_WAITALL))
     welcome = HANDSHAKE.decode(plain.recv(length, socket.MSG_WAITALL))

@@ -188,7 +188,7 @@ def test_one_changed_bit_breaks_the_seal(message, data):
 
 
 def script(**changes):
-    hello = Hello(protocol=PROTOCOL_VERSION, identity=THEM, nonce=bytes(32))
+    hello = Hello(protocol=PROTOCOL_VERSION, identity=THEM, nonce=bytes(32), keys=(bytes(8),))
     welcome = Welcome(protocol=PROTOCOL_VERSION, identity=US, nonce=bytes([1]) * 32, proof=b"")
     parts = {"hello": hello, "welcome": welcome}
     for path, value in changes.items():
@@ -205,6 +205,7 @@ def script(**changes):
         {"hello_identity": dataclasses.replace(THEM, pod="z")},
         {"welcome_identity": dataclasses.replace(US, incarnation="2")},
         {"hello_protocol": PROTOCOL_VERSION + 1},
+        {"hello_keys": (b"another.",)},
     ],
 )
 def test_a_proof_is_of_every_word_of_the_handshake(change):

@@ -4,14 +4,17 @@ import asyncio
 import socket
 import time
 
+from disagg_fuzz.examples import example
 from disagg_transfer.agent.session import Session
+from disagg_transfer.bond import Bond
 from disagg_transfer.contract import Role
 from disagg_transfer.limits import Heartbeat
-from disagg_transfer.protocol import Identity, Seal
+from disagg_transfer.protocol import Hello, Identity, Seal, Transcript, Welcome
 
 PEER = Identity(
     namespace="n", deployment="d", revision="r", role=Role.PREFILL, pod="p", incarnation="1"
 )
+SCRIPT = Transcript(hello=example(Hello), welcome=example(Welcome))
 
 
 async def test_a_silent_peer_is_lost_at_the_limit_and_not_at_the_beat_after_it():
@@ -23,6 +26,7 @@ async def test_a_silent_peer_is_lost_at_the_limit_and_not_at_the_beat_after_it()
             peer=PEER,
             incoming=Seal(bytes(16)),
             outgoing=Seal(bytes(16)),
+            bond=Bond(SCRIPT, key=bytes(16), ours=b"dialer", theirs=b"listener"),
             heartbeat=Heartbeat(limit_s=0.6, every_s=0.5),
         )
         began_at = time.monotonic()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from disagg_transfer.agent.key_ring import KeyRing
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.ports import listen, serve, spawning
@@ -29,8 +30,8 @@ _log = logging.getLogger(__name__)
 class Listener:
     """Takes peers in. A stranger is turned away, counted, and changes nothing."""
 
-    def __init__(self, peers: Peers, *, key: bytes, metrics: Metrics) -> None:
-        self._peers, self._key = peers, key
+    def __init__(self, peers: Peers, *, ring: KeyRing, metrics: Metrics) -> None:
+        self._peers, self._ring = peers, ring
         self._strangers = WaitingRoom(
             seats=MAX_STRANGERS,
             count=lambda reason: metrics.refusals.labels(reason).inc(),
@@ -60,7 +61,11 @@ class Listener:
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Session:
         async with asyncio.timeout(HANDSHAKE_S):
             return await receive(
-                reader, writer, us=self._peers.us, key=self._key, heartbeat=self._peers.heartbeat
+                reader,
+                writer,
+                us=self._peers.us,
+                keys=self._ring.keys,
+                heartbeat=self._peers.heartbeat,
             )
 
     def _refuse(self, reason: str, writer: asyncio.StreamWriter, detail: str) -> None:
@@ -82,8 +87,8 @@ class _Link:
 
 
 class Dialer:
-    def __init__(self, peers: Peers, *, key: bytes, services: tuple[Address, ...]) -> None:
-        self._peers, self._key, self._services = peers, key, services
+    def __init__(self, peers: Peers, *, ring: KeyRing, services: tuple[Address, ...]) -> None:
+        self._peers, self._ring, self._services = peers, ring, services
         self._links: dict[Address, _Link] = {}
 
     @property
@@ -215,7 +220,7 @@ class Dialer:
                     reader,
                     writer,
                     us=self._peers.us,
-                    key=self._key,
+                    keys=self._ring.keys,
                     heartbeat=self._peers.heartbeat,
                 )
             except BaseException:

@@ -15,6 +15,7 @@ from disagg_transfer.agent.engine import Engine
 from disagg_transfer.agent.engine_socket import EngineSocket
 from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.http import Http
+from disagg_transfer.agent.key_ring import KeyRing
 from disagg_transfer.agent.landing import Tools
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.outcomes import Changes, Outcomes
@@ -75,8 +76,9 @@ class Agent:
             arena_bytes=memory.size,
             changes=self._changes,
         )
-        self._listener = Listener(self._peers, key=settings.key, metrics=self._metrics)
-        self._dialer = Dialer(self._peers, key=settings.key, services=settings.peer_services)
+        self._ring = KeyRing(settings.key_file, settings.keys)
+        self._listener = Listener(self._peers, ring=self._ring, metrics=self._metrics)
+        self._dialer = Dialer(self._peers, ring=self._ring, services=settings.peer_services)
         self._desk = self._make_desk()
         self._peers.desk = self._desk
         self._http = Http(
@@ -154,6 +156,7 @@ class Agent:
             sockets.run(settings.socket),
             admin.run(settings.admin_socket),
             self._watch(),
+            self._ring.run(lambda: self._peers.sessions),
             mine,
         )
 

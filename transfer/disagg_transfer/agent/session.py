@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from disagg_transfer.bond import Bond
 from disagg_transfer.codec import LENGTH, frame
 from disagg_transfer.errors import WireError
 from disagg_transfer.layout import Difference
@@ -18,6 +19,7 @@ from disagg_transfer.protocol import (
     MAX_HANDSHAKE_BYTES,
     PROTOCOL_VERSION,
     Hello,
+    Holds,
     Identity,
     Layout,
     Ping,
@@ -27,6 +29,8 @@ from disagg_transfer.protocol import (
     Welcome,
     check_identity,
     check_proof,
+    key_id,
+    proved_key,
 )
 
 HANDSHAKE_S: Final = 5.0
@@ -46,9 +50,11 @@ class Session:
         peer: Identity,
         incoming: Seal,
         outgoing: Seal,
+        bond: Bond,
         heartbeat: Heartbeat,
     ) -> None:
         self.peer = peer
+        self.bond = bond
         self._heartbeat = heartbeat
         self.layout: Layout | None = None  # of the peer's engine; None while none is registered
         self.vacant_since = asyncio.get_running_loop().time()
@@ -96,7 +102,9 @@ class Session:
             while True:
                 message = self._incoming.open(await self._read_frame())
                 self._heard = asyncio.get_running_loop().time()
-                if not isinstance(message, Ping):
+                if isinstance(message, Holds):
+                    self.bond.claim(message)
+                elif not isinstance(message, Ping):
                     on_message(self, message)
         except asyncio.IncompleteReadError:
             return self._reason or "its control connection closed: the agent ended or restarts"
@@ -141,15 +149,20 @@ async def greet(
     writer: asyncio.StreamWriter,
     *,
     us: Identity,
-    key: bytes,
+    keys: tuple[bytes, ...],
     heartbeat: Heartbeat,
 ) -> Session:
     """The dialer's half of the handshake."""
-    hello = Hello(protocol=PROTOCOL_VERSION, identity=us, nonce=secrets.token_bytes(32))
+    hello = Hello(
+        protocol=PROTOCOL_VERSION,
+        identity=us,
+        nonce=secrets.token_bytes(32),
+        keys=tuple(key_id(key) for key in keys),
+    )
     writer.write(frame(HANDSHAKE.encode(hello)))
     welcome = await _expect(reader, Welcome)
     script = Transcript(hello=hello, welcome=welcome)
-    check_proof(script, key=key, purpose=b"listener", proof=welcome.proof)
+    key = proved_key(script, keys=keys, purpose=b"listener", proof=welcome.proof)
     check_identity(us, welcome.identity, protocol=welcome.protocol)
     writer.write(frame(HANDSHAKE.encode(Proof(proof=script.derive(key, b"dialer")))))
     return Session(
@@ -158,6 +171,7 @@ async def greet(
         peer=welcome.identity,
         incoming=Seal(script.derive(key, b"listener to dialer")),
         outgoing=Seal(script.derive(key, b"dialer to listener")),
+        bond=Bond(script, key=key, ours=b"dialer", theirs=b"listener"),
         heartbeat=heartbeat,
     )
 
@@ -167,13 +181,16 @@ async def receive(
     writer: asyncio.StreamWriter,
     *,
     us: Identity,
-    key: bytes,
+    keys: tuple[bytes, ...],
     heartbeat: Heartbeat,
 ) -> Session:
     """The listener's half. Nothing of the stranger's is kept until its proof is right."""
     hello = await _expect(reader, Hello)
     bare = Welcome(protocol=PROTOCOL_VERSION, identity=us, nonce=secrets.token_bytes(32), proof=b"")
     script = Transcript(hello=hello, welcome=bare)
+    named = {key_id(key): key for key in keys}
+    # Without a common one the dialer shall find out by itself and tell its own side.
+    key = next((named[name] for name in hello.keys if name in named), keys[0])
     welcome = Welcome(
         protocol=bare.protocol,
         identity=us,
@@ -190,6 +207,7 @@ async def receive(
         peer=hello.identity,
         incoming=Seal(script.derive(key, b"dialer to listener")),
         outgoing=Seal(script.derive(key, b"listener to dialer")),
+        bond=Bond(script, key=key, ours=b"listener", theirs=b"dialer"),
         heartbeat=heartbeat,
     )
 
