@@ -208,5 +208,5 @@ def kit():
 
     for tool in (agents, connect, in_thread, part, until):
         setattr(Kit, tool.__name__, staticmethod(tool))
-    Kit.every_type, Kit.items = EVERY_TYPE, ITEMS
+    Kit.every_type, Kit.items, Kit.pair = EVERY_TYPE, ITEMS, Pair
     return Kit

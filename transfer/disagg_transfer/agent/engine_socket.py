@@ -166,6 +166,8 @@ class EngineSocket:
                 writer.write(frame(ANSWERS.encode(answer)))
 
         answer: Answer
+        if writer.is_closing():
+            return  # this engine has gone since; the call is nobody's, least of all its successor's
         try:
             answer = await self._desk.answer(call, send)
         except TransferFailed as failure:
