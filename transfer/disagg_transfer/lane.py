@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 from disagg_transfer.errors import FabricError, PeerDisconnectedError
@@ -32,7 +33,9 @@ RELOAD_PAUSE_S: Final = 0.1
 
 
 class OpenFabric(Protocol):
-    def __call__(self, name: str, *, base: int, size: int, ucx: UcxSettings) -> Fabric: ...
+    def __call__(
+        self, name: str, *, base: int, size: int, ucx: UcxSettings, passive: bool
+    ) -> Fabric: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,12 @@ class Lane:
         base: int,
         size: int,
         ucx: UcxSettings,
+        passive: bool,
         open_fabric: OpenFabric = Fabric,
     ) -> None:
-        self._name, self._base, self._size = name, base, size
-        self._ucx, self._open_fabric = ucx, open_fabric
+        """`passive`: others read from this arena."""
+        self._name = name
+        self._open = partial(open_fabric, name, base=base, size=size, ucx=ucx, passive=passive)
         self._commands: queue.SimpleQueue[Read | _Call | None] = queue.SimpleQueue()
         self._queues: dict[str, PeerReads] = {}  # of peers with a read under way
         self._calls: deque[_Call] = deque()
@@ -110,7 +115,7 @@ class Lane:
 
     def _run(self) -> None:
         try:
-            fabric = self._open_fabric(self._name, base=self._base, size=self._size, ucx=self._ucx)
+            fabric = self._open()
             self._metadata = fabric.metadata
         except FabricError as error:
             self._fault = error
@@ -121,8 +126,13 @@ class Lane:
         while self._take_commands(fabric):
             if self._turn(fabric):
                 moved_at = time.monotonic()
-            elif time.monotonic() - moved_at > _SPIN_S:
+            elif not self._hurried or time.monotonic() - moved_at > _SPIN_S:
                 time.sleep(_NAP_S)
+
+    @property
+    def _hurried(self) -> bool:
+        """Whether a small read is under way, whose time is latency; the rest is throughput."""
+        return any(piece.read.small for reads in self._queues.values() for piece in reads.pieces)
 
     def _take_commands(self, fabric: Fabric) -> bool:
         """Take what has come in; wait for it when nothing is under way. False ends the lane."""

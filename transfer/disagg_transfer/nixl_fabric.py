@@ -60,9 +60,14 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 class Fabric:
     """One NIXL agent with one registered region. Every method belongs to one thread."""
 
-    def __init__(self, name: str, *, base: int, size: int, ucx: UcxSettings) -> None:
+    def __init__(self, name: str, *, base: int, size: int, ucx: UcxSettings, passive: bool) -> None:
+        """`passive`: others read from here. A side that only reads progresses by its own polling.
+
+        With a progress thread as well, the two contend for the same bytes: measured on two busy
+        cores, 450 ms of processor time per GB read, 260 ms without it.
+        """
         config = nixl.nixlAgentConfig()
-        config.useProgThread = True
+        config.useProgThread = passive
         config.useListenThread = False
         config.syncMode = nixl.NIXL_THREAD_SYNC_NONE
         config.pthrDelay = PROGRESS_DELAY_US

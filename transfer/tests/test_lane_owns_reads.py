@@ -18,7 +18,7 @@ from disagg_transfer.ucx import Transport, UcxSettings
 class StagedFabric:
     """Reads stay active until `finish` is set; every call is written down."""
 
-    def __init__(self, name, *, base, size, ucx):
+    def __init__(self, name, *, base, size, ucx, passive):
         self.metadata = b"metadata"
         self.calls, self.handles = [], 0
         self.finish = threading.Event()
@@ -58,7 +58,14 @@ class StagedFabric:
 
 @pytest.fixture
 def lane():
-    lane = Lane("a/b/c", base=1 << 20, size=1 << 20, ucx=UcxSettings(), open_fabric=StagedFabric)
+    lane = Lane(
+        "a/b/c",
+        base=1 << 20,
+        size=1 << 20,
+        ucx=UcxSettings(),
+        passive=False,
+        open_fabric=StagedFabric,
+    )
     assert lane.start(timeout_s=5) == b"metadata"
     yield lane
     StagedFabric.latest.finish.set()
@@ -180,14 +187,16 @@ def test_a_peer_that_comes_back_is_read_again(same_name):
     """Real NIXL: removed and loaded anew, by its old name or by a new incarnation's."""
     nbytes = WINDOW_BYTES + 12_345
     ours, here = memory_of(nbytes)
-    reader = Lane("n/d/1", base=here, size=nbytes, ucx=UcxSettings(transport=Transport.TCP))
+    reader = Lane(
+        "n/d/1", base=here, size=nbytes, ucx=UcxSettings(transport=Transport.TCP), passive=False
+    )
     reader.start(timeout_s=30)
     target = None
     for turn in range(2):
         if target is None or not same_name:
             theirs, there = memory_of(nbytes)
             name = f"n/p/{turn}"
-            target = Lane(name, base=there, size=nbytes, ucx=UcxSettings())
+            target = Lane(name, base=there, size=nbytes, ucx=UcxSettings(), passive=True)
             metadata = target.start(timeout_s=30)
         theirs[:] = np.random.default_rng(turn).integers(0, 256, nbytes, dtype=np.uint8)
         answers, events = queue.Queue(), queue.Queue()
@@ -208,23 +217,23 @@ def test_a_peer_that_comes_back_is_read_again(same_name):
 def test_a_transport_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("UCX_TLS", "tcp")
     ucx = UcxSettings(devices=("nosuch0",))
-    lane = Lane("a", base=0, size=0, ucx=ucx)
+    lane = Lane("a", base=0, size=0, ucx=ucx, passive=False)
     with pytest.raises(FabricError, match="transport any, devices nosuch0"):
         lane.start(timeout_s=30)
     assert "UCX_NET_DEVICES" not in os.environ
     monkeypatch.setenv("UCX_NET_DEVICES", "lo")
     memory, base = memory_of(1 << 12)
-    lane = Lane("a", base=base, size=memory.nbytes, ucx=ucx)
+    lane = Lane("a", base=base, size=memory.nbytes, ucx=ucx, passive=False)
     assert lane.start(timeout_s=30), "the environment wins"
     lane.close(timeout_s=5)
 
 
 def test_a_fabric_that_does_not_start_says_why():
     class Broken:
-        def __init__(self, name, *, base, size, ucx):
+        def __init__(self, name, *, base, size, ucx, passive):
             raise FabricError("create the NIXL agent: no memory")
 
-    lane = Lane("a", base=0, size=0, ucx=UcxSettings(), open_fabric=Broken)
+    lane = Lane("a", base=0, size=0, ucx=UcxSettings(), passive=False, open_fabric=Broken)
     with pytest.raises(FabricError, match="no memory"):
         lane.start(timeout_s=5)
 

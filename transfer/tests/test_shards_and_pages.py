@@ -93,6 +93,17 @@ def test_an_arena_view_of_another_length_is_refused_with_both():
             copy(torch.tensor([0, 1]), arena(15))
 
 
+@pytest.mark.parametrize("item", [-1, 4])
+def test_a_row_that_the_pool_does_not_have_is_refused(item):
+    pool = numbered((4, 8), torch.uint8)
+    before, out = pool.clone(), arena(16)
+    for copy in (Pages([pool]).gather, Pages([pool]).scatter):
+        with pytest.raises(IndexError, match="of pools of 4 rows"):
+            copy(torch.tensor([0, item]), out)
+    assert same(pool, before)
+    assert bytes(out) == bytes(16)
+
+
 def test_a_pool_that_is_not_contiguous_is_refused_by_number():
     whole = numbered((4, 8), torch.uint8)
     with pytest.raises(ValueError, match="pool tensor 1 is not contiguous"):

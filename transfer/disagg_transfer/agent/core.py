@@ -58,7 +58,11 @@ class Agent:
         )
         memory = ArenaMemory(settings.arena_bytes)
         self._lane = Lane(
-            fabric_name(self._us), base=memory.base, size=memory.size, ucx=settings.ucx
+            fabric_name(self._us),
+            base=memory.base,
+            size=memory.size,
+            ucx=settings.ucx,
+            passive=settings.role is Role.PREFILL,
         )
         self._metrics = Metrics()
         self._changes = Changes()
