@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from disagg_bench.crowd import measure_crowd
 from disagg_bench.detection import measure_detection
 from disagg_bench.endurance import measure_endurance
 from disagg_bench.fleet import measure_fleet
@@ -76,6 +77,7 @@ def _measurements(folder: Path) -> Iterator[tuple[str, Measurement]]:
     for shape in rest:
         yield shape.name, partial(measure_layout, shape, folder / shape.name)
     yield "small", partial(measure_small_requests, folder / "small")
+    yield "crowd", partial(measure_crowd, folder / "crowd")
     yield "endurance", partial(measure_endurance, folder / "endurance")
     yield "detection", partial(measure_detection, folder / "detection")
     yield from fault_measurements(folder / "faults")

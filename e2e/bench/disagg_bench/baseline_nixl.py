@@ -29,9 +29,9 @@ class StuckReadError(Exception):
 class PlainNixl:
     """One NIXL agent over one pool."""
 
-    def __init__(self, name: str, *, base: int, nbytes: int) -> None:
+    def __init__(self, name: str, *, base: int, nbytes: int, passive: bool) -> None:
         agent = nixl.nixlAgentConfig()
-        agent.useProgThread = True
+        agent.useProgThread = passive
         agent.useListenThread = False
         agent.syncMode = nixl.NIXL_THREAD_SYNC_NONE
         agent.pthrDelay = _PROGRESS_DELAY_US

@@ -11,7 +11,7 @@ from disagg_bench.shapes import Shape
 
 REPETITIONS: Final = 5
 _OVER_ONE_READ: Final = 0.8
-_STAGES: Final = ("reserve", "gather", "offer", "pull", "check", "scatter")
+_STAGES: Final = ("reserve", "gather", "offer", "wait", "scatter", "tail")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,25 +4,34 @@ import contextlib
 import itertools
 import socket
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import torch
-import xxhash
 
 from disagg_bench.baseline_nixl import PlainNixl
 from disagg_bench.connections import connect
 from disagg_bench.pool import Pool, draw_pages, page_indices
-from disagg_bench.prefill_side import Digest, Open, Opened, PrefillSide, Send, Serve, Served
-from disagg_bench.shapes import Shape
-from disagg_transfer.client import Arrival
+from disagg_bench.prefill_side import (
+    Digest,
+    Open,
+    Opened,
+    PrefillSide,
+    Send,
+    Serve,
+    ServeCrowd,
+    Served,
+)
+from disagg_bench.shapes import Items, Shape
 from disagg_transfer.local import LocalAgent
 
 # One transport for everything that is compared; shared memory between the agents would not be fair.
 TRANSPORT: Final = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}
-_SLACK_BYTES: Final = 16 << 20  # extents are aligned, one per component
+CHUNK_BYTES: Final = 16 << 20
+ARENA_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +42,24 @@ class Journey:
     reserve_s: float
     gather_s: float
     offer_s: float
-    pull_s: float  # last offer to arrival: what of wire and digest check was not hidden
-    check_s: float  # decode's digest of the same bytes, timed alone, after
+    wait_s: float  # decode's engine had nothing to scatter, since before the first gathered byte
     scatter_s: float
+    tail_s: float  # last offer to usable
 
 
 class Pair:
-    def __init__(self, shape: Shape, folder: Path) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        folder: Path,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
+        arena_bytes: int = ARENA_BYTES,
+    ) -> None:
         self.shape, self._folder = shape, folder
+        self._chunk_bytes, self._arena_bytes = chunk_bytes, arena_bytes
+        self._blocks = {block.name: block for block in shape.blocks}
+        self._expect = {block.name: block.items for block in shape.blocks}
         self._rooms = itertools.count(1)
         self._open = contextlib.ExitStack()
 
@@ -48,8 +67,8 @@ class Pair:
         with contextlib.ExitStack() as opened:
             self._other = opened.enter_context(PrefillSide())
             self.prefill = opened.enter_context(self._agent("prefill", ()))
-            address = f"127.0.0.1:{self.prefill.control_port}"
-            self.decode = opened.enter_context(self._agent("decode", (address,)))
+            self._peer = f"127.0.0.1:{self.prefill.control_port}"
+            self.decode = opened.enter_context(self._agent("decode", (self._peer,)))
             self._pool = Pool(self.shape, filled=False)
             self._meet(opened)
             self._client = connect(self.decode.socket_path, role="decode", shape=self.shape)
@@ -68,7 +87,7 @@ class Pair:
     def _meet(self, opened: contextlib.ExitStack) -> None:
         """Plain NIXL between the two engines' processes."""
         name = f"plain-decode-{self.shape.name}"
-        self._nixl = PlainNixl(name, base=self._pool.base, nbytes=self._pool.nbytes)
+        self._nixl = PlainNixl(name, base=self._pool.base, nbytes=self._pool.nbytes, passive=False)
         opened.callback(self._nixl.close)
         self._there: Opened = self._other.ask(
             Open(shape=self.shape, socket_path=self.prefill.socket_path)
@@ -81,18 +100,20 @@ class Pair:
         own = draw_pages(self.shape, side="decode", repetition=repetition)
         self._pool.clear()
         room = next(self._rooms)
-        self._other.tell(Serve(room=room, repetition=repetition))
-        arrival = self._client.pull(
-            room,
-            peer=f"127.0.0.1:{self.prefill.control_port}",
-            expect={block.name: block.pages for block in self.shape.blocks},
-        )
-        arrived_at = time.monotonic()
-        for block in self.shape.blocks:
-            self._pool.scatter(block, own[block.name], arrival.payloads[block.name].view)
+        self._other.tell(Serve(room=room, repetition=repetition, chunk_bytes=self._chunk_bytes))
+        wait_s = scatter_s = 0.0
+        now = time.monotonic()
+        with self._client.stream(room, peer=self._peer, expect=self._expect) as stream:
+            for chunk in stream:
+                landed_at = time.monotonic()
+                items = Items(
+                    block=self._blocks[chunk.component], first=chunk.first, count=chunk.items
+                )
+                self._pool.scatter(items, own[chunk.component], chunk.view)
+                wait_s += landed_at - now
+                now = time.monotonic()
+                scatter_s += now - landed_at
         usable_at = time.monotonic()
-        check_s = _digest_s(arrival)
-        self._client.release(room)
         served: Served = self._other.answer()
         self._check(own, repetition)
         return Journey(
@@ -100,10 +121,32 @@ class Pair:
             reserve_s=served.reserve_s,
             gather_s=served.gather_s,
             offer_s=served.offer_s,
-            pull_s=arrived_at - served.offered_at,
-            check_s=check_s,
-            scatter_s=usable_at - arrived_at,
+            wait_s=wait_s,
+            scatter_s=scatter_s,
+            tail_s=usable_at - served.offered_at,
         )
+
+    def by_crowd(self, repetition: int, *, requests: int) -> list[float]:
+        """Seconds of each of so many requests at once, since the first gathered byte; checked."""
+        own = draw_pages(self.shape, side="decode", repetition=repetition)
+        (whole,) = self.shape.chunks(self.shape.nbytes)
+        rooms = tuple(itertools.islice(self._rooms, requests))
+        self._pool.clear()
+
+        def take(room: int, share: Items) -> float:
+            expect = {share.block.name: share.count}
+            with self._client.stream(room, peer=self._peer, expect=expect) as stream:
+                for chunk in stream:
+                    items = replace(share, first=share.first + chunk.first, count=chunk.items)
+                    self._pool.scatter(items, own[chunk.component], chunk.view)
+            return time.monotonic()
+
+        self._other.tell(ServeCrowd(rooms=rooms, repetition=repetition))
+        with ThreadPoolExecutor(requests) as calls:
+            usable_at = list(calls.map(take, rooms, whole.shares(requests)))
+        started_at: float = self._other.answer()
+        self._check(own, repetition)
+        return [at - started_at for at in usable_at]
 
     def by_one_read(self) -> float:
         """Seconds of one contiguous NIXL READ of as many bytes, checked."""
@@ -166,14 +209,7 @@ class Pair:
             self._folder / role,
             role=role,
             peers=peers,
-            arena_bytes=self.shape.nbytes + _SLACK_BYTES,
+            arena_bytes=self._arena_bytes,
             timeouts={"default": 60},
             env=TRANSPORT,
         )
-
-
-def _digest_s(arrival: Arrival) -> float:
-    start = time.monotonic()
-    for payload in arrival.payloads.values():
-        xxhash.xxh3_128_digest(payload.view)
-    return time.monotonic() - start

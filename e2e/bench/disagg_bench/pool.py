@@ -1,7 +1,8 @@
 """An engine's paged memory for one shape, and what stands in it.
 
 Word i of the prefill pool holds a value made of i alone, and every repetition owns other pages: so
-a page that is stale, or lies in another's place, is a difference.
+a page that is stale, or lies in another's place, is a difference. Gather and scatter are those that
+any engine can take from `disagg_transfer.engines`.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from disagg_bench.shapes import WORD_BYTES, Block, Shape
+from disagg_bench.shapes import WORD_BYTES, Block, Items, Shape
 from disagg_transfer.engines.pages import Pages
 
 _FACTOR: Final = -7046029254386353131  # odd: every word of the pool is another
@@ -27,11 +28,11 @@ class Pool:
         words = sum(block.tensors * block.pool_pages * _words(block) for block in shape.blocks)
         self.memory = torch.zeros(words, dtype=torch.int64)
         self._starts: dict[str, int] = {}
+        self._parts: dict[tuple[str, int, int], Pages] = {}
         start = 0
         for block in shape.blocks:
             self._starts[block.name] = start
             start += block.tensors * block.pool_pages * _words(block)
-        self._rows = {block.name: Pages(tuple(self._tensors(block))) for block in shape.blocks}
         if filled:
             for at in range(0, words, _CHUNK_WORDS):
                 part = self.memory[at : at + _CHUNK_WORDS]
@@ -50,11 +51,23 @@ class Pool:
         words: Any = self.memory.numpy()
         return memoryview(words).cast("B")[:nbytes]
 
-    def gather(self, block: Block, pages: torch.Tensor, out: memoryview) -> None:
-        self._rows[block.name].gather(pages, out)
+    def gather(self, items: Items, pages: torch.Tensor, out: memoryview) -> None:
+        """`pages` are the request's own of the block."""
+        part, rows = self._part(items, pages)
+        part.gather(rows, out)
 
-    def scatter(self, block: Block, pages: torch.Tensor, payload: memoryview) -> None:
-        self._rows[block.name].scatter(pages, payload)
+    def scatter(self, items: Items, pages: torch.Tensor, payload: memoryview) -> None:
+        part, rows = self._part(items, pages)
+        part.scatter(rows, payload)
+
+    def _part(self, items: Items, pages: torch.Tensor) -> tuple[Pages, torch.Tensor]:
+        """A slot's items are its tensors, another block's the rows of all of them."""
+        block, end = items.block, items.first + items.count
+        first, last = (items.first, end) if block.slot else (0, block.tensors)
+        key = (block.name, first, last)
+        if key not in self._parts:
+            self._parts[key] = Pages(tuple(self._tensors(block))[first:last])
+        return self._parts[key], pages if block.slot else pages[items.first : end]
 
     def descriptors(self) -> "np.ndarray[tuple[int, int], np.dtype[np.uint64]]":
         """(address, length, device) of every page of the pool, blocks and tensors in order."""

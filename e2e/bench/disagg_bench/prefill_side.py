@@ -4,9 +4,8 @@ import multiprocessing
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Final, Self, assert_never
@@ -16,8 +15,7 @@ import xxhash
 from disagg_bench.baseline_nixl import PlainNixl
 from disagg_bench.connections import connect
 from disagg_bench.pool import Pool, draw_pages
-from disagg_bench.shapes import Shape
-from disagg_transfer.client import Extent
+from disagg_bench.shapes import Items, Shape
 
 # Stands for prefill's compute: decode's claim on the room is there before its first offer.
 COMPUTE_S: Final = 0.005
@@ -41,9 +39,18 @@ class Opened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serve:
-    """Take one request through: gather, offer, wait for the release; answered by Served."""
+    """Take one request through, chunk by chunk, and wait for its release; answered by Served."""
 
     room: int
+    repetition: int
+    chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeCrowd:
+    """As many requests at once, each with its share of the pages; answered by when they began."""
+
+    rooms: tuple[int, ...]
     repetition: int
 
 
@@ -51,9 +58,9 @@ class Serve:
 class Served:
     started_at: float  # monotonic, one clock for all processes of a machine
     offered_at: float
-    reserve_s: float
+    reserve_s: float  # until the arena had room: mostly until earlier chunks had left it
     gather_s: float
-    offer_s: float  # the agent's digest, and one message
+    offer_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +78,7 @@ class Send:
     nbytes: int
 
 
-Call = Open | Serve | Digest | Send
+Call = Open | Serve | ServeCrowd | Digest | Send
 
 
 class PrefillSide:
@@ -140,19 +147,23 @@ class _Engine:
         self._pool = Pool(call.shape, filled=True)
         self._client = connect(call.socket_path, role="prefill", shape=call.shape)
         self._nixl = PlainNixl(
-            f"plain-prefill-{call.shape.name}", base=self._pool.base, nbytes=self._pool.nbytes
+            f"plain-prefill-{call.shape.name}",
+            base=self._pool.base,
+            nbytes=self._pool.nbytes,
+            passive=True,
         )
-        self._offers = ThreadPoolExecutor(1)
         self.opened = Opened(
             base=self._pool.base,
             metadata=self._nixl.metadata,
             descriptors=self._pool.descriptors(),
         )
 
-    def answer(self, call: Serve | Digest | Send) -> Any:
+    def answer(self, call: Serve | ServeCrowd | Digest | Send) -> Any:
         match call:
             case Serve():
                 return self._serve(call)
+            case ServeCrowd():
+                return self._serve_crowd(call)
             case Digest():
                 view = self._pool.start(call.nbytes)
                 return _seconds(lambda: xxhash.xxh3_128_digest(view))
@@ -163,35 +174,55 @@ class _Engine:
 
     def _serve(self, call: Serve) -> Served:
         pages = draw_pages(self._shape, side="prefill", repetition=call.repetition)
+        chunks = self._shape.chunks(call.chunk_bytes)
         self._client.begin(call.room)
         time.sleep(COMPUTE_S)
-        started_at = time.monotonic()
-        reserve_s = gather_s = 0.0
-        offers: list[Future[float]] = []
-        for block in self._shape.blocks:
-            asked_at = time.monotonic()
-            extent = self._client.reserve(call.room, block.nbytes, timeout_s=_WAIT_S)
-            reserve_s += time.monotonic() - asked_at
-            gather_s += _seconds(partial(self._pool.gather, block, pages[block.name], extent.view))
-            # While the agent works on one component, the next one is gathered.
-            last = block is self._shape.blocks[-1]
-            offer = partial(self._offer, call.room, block.name, extent, block.pages, last=last)
-            offers.append(self._offers.submit(offer))
-        offer_s = sum(pending.result() for pending in offers)
-        offered_at = time.monotonic()
+        reserve_s = gather_s = offer_s = 0.0
+        started_at = now = time.monotonic()
+        for chunk in chunks:
+            extent = self._client.reserve(call.room, chunk.nbytes, timeout_s=_WAIT_S)
+            reserved_at = time.monotonic()
+            self._pool.gather(chunk, pages[chunk.block.name], extent.view)
+            gathered_at = time.monotonic()
+            self._client.offer(
+                call.room,
+                chunk.block.name,
+                extent,
+                items=chunk.count,
+                first=chunk.first,
+                final=chunk.final,
+                last=chunk is chunks[-1],
+            )
+            reserve_s += reserved_at - now
+            gather_s += gathered_at - reserved_at
+            now = time.monotonic()
+            offer_s += now - gathered_at
         self._client.wait_released(call.room, _WAIT_S)
         return Served(
             started_at=started_at,
-            offered_at=offered_at,
+            offered_at=now,
             reserve_s=reserve_s,
             gather_s=gather_s,
             offer_s=offer_s,
         )
 
-    def _offer(self, room: int, name: str, extent: Extent, items: int, *, last: bool) -> float:
-        return _seconds(
-            lambda: self._client.offer(room, name, extent, items=items, last=last, aux=b"")
-        )
+    def _serve_crowd(self, call: ServeCrowd) -> float:
+        pages = draw_pages(self._shape, side="prefill", repetition=call.repetition)
+        (whole,) = self._shape.chunks(self._shape.nbytes)
+        for room in call.rooms:
+            self._client.begin(room)
+        time.sleep(COMPUTE_S)
+        started_at = time.monotonic()
+
+        def serve(room: int, share: Items) -> None:
+            extent = self._client.reserve(room, share.nbytes, timeout_s=_WAIT_S)
+            self._pool.gather(share, pages[share.block.name], extent.view)
+            self._client.offer(room, share.block.name, extent, items=share.count, last=True)
+            self._client.wait_released(room, _WAIT_S)
+
+        with ThreadPoolExecutor(len(call.rooms)) as calls:
+            list(calls.map(serve, call.rooms, whole.shares(len(call.rooms))))
+        return started_at
 
     def _send(self, call: Send) -> float:
         view = self._pool.start(call.nbytes)

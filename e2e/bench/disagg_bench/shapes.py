@@ -2,9 +2,11 @@
 
 A block is one component: `tensors` of equal shape (a layer's K, its V, its index, its state), each
 a pool of pages or slots, of which a request owns `pages`, scattered. The agent sees one component
-of `pages` items; plain NIXL sees `tensors * pages` descriptors.
+whose items are the pages, or, where a request owns one slot, that slot's tensors, so that a large
+state can be cut in chunks as well; plain NIXL sees `tensors * pages` descriptors.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,14 +40,57 @@ class Block:
         return 2 * self.pages + 1
 
     @property
+    def slot(self) -> bool:
+        return self.page_size == 0
+
+    @property
+    def items(self) -> int:
+        return self.tensors if self.slot else self.pages
+
+    @property
+    def item_bytes(self) -> int:
+        return self.nbytes // self.items
+
+    def chunks(self, chunk_bytes: int) -> "Iterator[Items]":
+        """As many items at a time as fit, one at least."""
+        step = max(1, chunk_bytes // self.item_bytes)
+        for first in range(0, self.items, step):
+            yield Items(block=self, first=first, count=min(step, self.items - first))
+
+    @property
     def component(self) -> Component:
         return Component(
             name=self.name,
             state_type=self.state_type,
-            item_bytes=self.tensors * self.piece_bytes,
+            item_bytes=self.item_bytes,
             layers=self.tensors,
             dtype="uint8",
             page_size=self.page_size,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Items:
+    """Items [first, first + count) of a block: one chunk."""
+
+    block: Block
+    first: int
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.block.item_bytes
+
+    @property
+    def final(self) -> bool:
+        return self.first + self.count == self.block.items
+
+    def shares(self, count: int) -> "tuple[Items, ...]":
+        """Cut in so many equal parts."""
+        step = self.count // count
+        return tuple(
+            Items(block=self.block, first=self.first + number * step, count=step)
+            for number in range(count)
         )
 
 
@@ -62,6 +107,9 @@ class Shape:
     @property
     def pieces(self) -> int:
         return sum(block.pieces for block in self.blocks)
+
+    def chunks(self, chunk_bytes: int) -> tuple[Items, ...]:
+        return tuple(items for block in self.blocks for items in block.chunks(chunk_bytes))
 
 
 def deepseek_v32() -> Shape:
@@ -86,6 +134,12 @@ def gpt_oss(page: int) -> Shape:
     swa = _paged("swa", "swa", tensors=36, token_bytes=1024, tokens=_WINDOW, page=page)
     over_paged = 1.0 if page >= 64 else 2.0
     return Shape(name=f"gpt-oss-8k-page{page}", blocks=(kv, swa), over_paged=over_paged)
+
+
+def crowd() -> Shape:
+    """256 MiB in pages of 1 MiB: one large request, or many that own some pages each."""
+    kv = _paged("kv", "kv", tensors=16, token_bytes=1024, tokens=256 * 64, page=64)
+    return Shape(name="crowd-256m", blocks=(kv,), over_paged=1.0)
 
 
 def small_state() -> Shape:

@@ -98,15 +98,27 @@ TINY = Shape(
 )
 
 
+def test_chunks_cover_a_request_once_and_a_slot_is_cut_by_its_tensors():
+    for shape in (TINY, qwen3_next(), deepseek_v32()):
+        chunks = shape.chunks(200)
+        assert sum(items.nbytes for items in chunks) == shape.nbytes
+        for block in shape.blocks:
+            mine = [items for items in chunks if items.block == block]
+            starts = [items.first for items in mine]
+            assert starts == [sum(items.count for items in mine[:n]) for n in range(len(mine))]
+            assert [items.final for items in mine] == [False] * (len(mine) - 1) + [True]
+    assert [items.count for items in qwen3_next().blocks[2].chunks(8 << 20)] == [4] * 9
+
+
 def moved(*, repetition=0):
     """A decode pool after gather and scatter, with both sides' pages."""
     prefill, decode = Pool(TINY, filled=True), Pool(TINY, filled=False)
     theirs = draw_pages(TINY, side="prefill", repetition=repetition)
     own = draw_pages(TINY, side="decode", repetition=repetition)
-    for block in TINY.blocks:
-        arena = memoryview(bytearray(block.nbytes))
-        prefill.gather(block, theirs[block.name], arena)
-        decode.scatter(block, own[block.name], arena)
+    for items in TINY.chunks(200):
+        name, arena = items.block.name, memoryview(bytearray(items.nbytes))
+        prefill.gather(items, theirs[name], arena)
+        decode.scatter(items, own[name], arena)
     return decode, own, theirs
 
 
@@ -140,7 +152,8 @@ def test_descriptors_and_indices_name_the_pages_that_a_gather_takes():
     ]
     gathered = []
     for block in TINY.blocks:
-        arena = memoryview(bytearray(block.nbytes))
-        pool.gather(block, pages[block.name], arena)
+        (items,) = block.chunks(block.nbytes)
+        arena = memoryview(bytearray(items.nbytes))
+        pool.gather(items, pages[block.name], arena)
         gathered += arena.cast("q").tolist()
     assert named == gathered
