@@ -29,7 +29,7 @@ from disagg_transfer.protocol import Layout, Offer
 
 # A request holds no more than this of the arena at a time, or one chunk: the rest is for others.
 WINDOW_BYTES: Final = 64 << 20
-# The control connection of a killed peer closes within this of NIXL's own error.
+# The control connection of a killed peer closes, and a peer's word comes, within this of the read.
 _LOSS_GRACE_S: Final = 0.3
 
 
@@ -202,17 +202,21 @@ class Landing:
             return
         self._request.started(Stage.WIRE, chunk)
         if event is not ReadEvent.POSTED:
-            self._spawn(lambda: self._explain(chunk, detail))
+            self._spawn(lambda: self._explain(chunk, Cause.TRANSPORT_ERROR, detail))
 
-    async def _explain(self, chunk: Chunk, detail: str) -> None:
-        """Peer gone, or fabric dead with the peer alive: the control channel tells them apart."""
+    async def _explain(self, chunk: Chunk, cause: Cause, detail: str) -> None:
+        """The peer's word goes first, or its loss: either may be why its memory gives nothing good.
+
+        A fabric that is dead with the peer alive is told apart from a peer gone; and memory that
+        prefill took back when it gave the request up, from bytes that came wrong.
+        """
         assert self._source is not None
         ended = self._source.session.ended
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOSS_GRACE_S):
                 await ended.wait()
-        cause = Cause.PEER_LOST if ended.is_set() else Cause.TRANSPORT_ERROR
-        self._request.fail(self._failure(chunk, cause, detail))
+        told = Cause.PEER_LOST if ended.is_set() else cause
+        self._request.fail(self._failure(chunk, told, detail))
 
     # -- its digest
 
@@ -239,7 +243,9 @@ class Landing:
                 f"{found.hex()} of what arrived, the peer's is "
                 f"{told.hex() or 'none (its integrity check is off, or sampled at another rate)'}"
             )
-            raise self._failure(chunk, Cause.DIGEST_MISMATCH, detail)
+            self._request.started(Stage.WIRE, chunk)  # while it waits for the peer's word
+            self._spawn(lambda: self._explain(chunk, Cause.DIGEST_MISMATCH, detail))
+            return
         self._request.stopped(Stage.WIRE, chunk)
         self._request.landed(chunk)
 
