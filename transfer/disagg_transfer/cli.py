@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("peers", help="one line per peer")
     commands.add_parser("transfers", help="one line per request in flight")
     fault = commands.add_parser("fault", help="test switch; refused unless it is enabled")
-    fault.add_argument("words", nargs="+", metavar="withhold TYPE | zero TYPE | lift")
+    fault.add_argument(
+        "words", nargs="+", metavar="withhold TYPE | duplicate TYPE | zero TYPE | lift"
+    )
     return parser
 
 

@@ -88,6 +88,27 @@ def test_a_withheld_state_type_times_out_by_its_name(hasty, rooms, kit, state_ty
 
 
 @pytest.mark.parametrize("state_type", ["kv", "swa", "nsa", "mamba"])
+def test_an_offer_said_twice_fails_by_its_own_cause_on_both_sides(pair, rooms, kit, state_type):
+    pair.prefill.fault("duplicate", state_type)
+    room = next(rooms)
+
+    def serve():
+        pair.offer(room, pair.payloads())
+        pair.p.wait_released(room, 5)
+
+    def take():
+        pair.pull(room)
+        pair.d.release(room)
+
+    for side in (kit.in_thread(take), kit.in_thread(serve)):
+        with pytest.raises(TransferFailed, match="DuplicatePayload"):
+            side.result(5)
+    pair.p.abort(room, "its offers failed")
+    pair.prefill.fault("lift")
+    pair.round_trip(next(rooms))
+
+
+@pytest.mark.parametrize("state_type", ["kv", "swa", "nsa", "mamba"])
 def test_zeroed_bytes_are_a_digest_mismatch(pair, rooms, state_type):
     pair.prefill.fault("zero", state_type)
     room = next(rooms)

@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="disagg_faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
     parser.add_argument("--requests", type=int, default=_REQUESTS)
+    parser.add_argument(
+        "--from-step", type=int, default=1, metavar="N", help="leave out what is before"
+    )
     parser.add_argument("--plan", action="store_true", help="print the steps and do nothing")
     parser.add_argument("--verbose", action="store_true", help="print every step as it begins")
     words = parser.parse_args(argv)
@@ -37,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 requests=words.requests,
                 folder=Path(folder),
                 say=lambda line: print(line, flush=True),
+                from_step=words.from_step,
                 verbose=words.verbose,
             )
         except FaultsError as error:

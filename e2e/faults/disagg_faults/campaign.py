@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -55,21 +55,24 @@ class Tally:
 
 
 def run_campaign(
-    *, seed: int, requests: int, folder: Path, say: Say, verbose: bool = False
+    *,
+    seed: int,
+    requests: int,
+    folder: Path,
+    say: Say,
+    from_step: int = 1,
+    verbose: bool = False,
 ) -> Tally:
     """Stops at the first step with a violation, which then is the tally's."""
     tally = Tally()
     say(f"campaign: seed {seed}, {requests} requests")
     with Site(folder, seed=seed) as site:
         campaign = _Campaign(site, tally, say)
-        for step in make_plan(seed=seed, requests=requests):
-            if verbose:
-                say(str(step))
-            tally.violations += campaign.carry_out(step)
-            if tally.violations:
-                break
-        else:
-            tally.violations += campaign.conclude()
+        try:
+            campaign.run(make_plan(seed=seed, requests=requests)[from_step - 1 :], verbose=verbose)
+        except BaseException:
+            campaign.show_logs()
+            raise
         for words in tally.violations:
             say(f"VIOLATION seed {seed} {words}")
         if tally.violations:
@@ -85,13 +88,22 @@ class _Campaign:
         self._loads: dict[int, tuple[str, Load]] = {}
         self._probes = itertools.count(_FIRST_PROBE)
 
+    def run(self, plan: Iterable[Step], *, verbose: bool) -> None:
+        for step in plan:
+            if verbose:
+                self._say(str(step))
+            self._tally.violations += self.carry_out(step)
+            if self._tally.violations:
+                return
+        self._tally.violations += self.conclude()
+
     def carry_out(self, step: Step) -> list[str]:
         """The step's violations."""
         before = {pod: self._counted(pod) for pod in PODS}
         self._note_loads()
-        with struck(self._site, step):
+        with struck(self._site, step) as struck_at:
             seen = carry(self._site, step.requests, within_s=patience_s(step))
-        violations = [*judge(step, seen), *self._deaths()]
+        violations = [*judge(step, seen, struck_at=struck_at), *self._deaths()]
         violations += self._settle(seen, before) if not violations else ()
         violations += self._cries()
         self._count(seen)

@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from disagg_faults.model import COMPONENTS, MODEL, PAGE_SIZE, content
+from disagg_faults.model import COMPONENTS, ITEM_BYTES, MODEL, PAGE_SIZE, content, cut
 from disagg_faults.orders import Ending, Order, Outcome, read_order
-from disagg_transfer.client import AgentClient, AgentUnavailableError, TransferFailed
+from disagg_transfer.client import AgentClient, AgentUnavailableError, Chunk, TransferFailed
 from disagg_transfer.contract import Cause
 
 READY: Final = "ready"
@@ -69,6 +69,7 @@ class Engine:
     def __init__(self, seat: Seat, *, seed: int) -> None:
         self._seat, self._seed = seat, seed
         self._lock = threading.Lock()
+        self._contents: dict[tuple[int, str], bytes] = {}
 
     def run(self, line: str) -> None:
         order, began_at = read_order(line), time.monotonic()
@@ -83,6 +84,7 @@ class Engine:
             cause, stage = failure.cause.value, failure.stage.value
         except AgentUnavailableError as error:
             ending, cause, detail = Ending.FAILED, "AgentUnavailable", str(error)
+        self._forget(order)
         outcome = Outcome(
             room=order.room,
             ending=ending,
@@ -111,27 +113,90 @@ class Engine:
 
     def _offer(self, client: AgentClient, order: Order) -> None:
         time.sleep(order.lag_s)
-        last = list(order.items)[-1]
-        for name, items in order.items.items():
-            payload = content(seed=self._seed, room=order.room, component=name, items=items)
+        have = client.wanted(order.room) if order.asks else {}
+        pieces = cut(order.items, chunk_bytes=order.chunk_bytes, have=have, room=order.room)
+        for piece in pieces:
+            payload = self._bytes(order, piece.component, piece.first, piece.items)
             extent = client.reserve(order.room, len(payload), timeout_s=_WAIT_S)
             extent.view[:] = payload
-            client.offer(order.room, name, extent, items=items, last=name == last)
+            client.offer(
+                order.room,
+                piece.component,
+                extent,
+                items=piece.items,
+                first=piece.first,
+                final=piece.final,
+                last=piece is pieces[-1],
+            )
             if order.abort:
                 client.abort(order.room, "the campaign's engine gives up")
                 raise _GivenUpError
+            time.sleep(order.pace_s)
 
     def _pull(self, client: AgentClient, order: Order) -> Ending:
         time.sleep(order.lag_s)
-        arrival = client.pull(order.room, peer=order.peer, expect=order.items)
-        time.sleep(order.hold_s)
-        exact = arrival.payloads.keys() == order.items.keys() and all(
-            payload.view == content(seed=self._seed, room=order.room, component=name, items=items)
-            for name, items in order.items.items()
-            for payload in (arrival.payloads[name],)
-        )
+        take = self._take_whole if order.whole else self._take_stream
+        return Ending.EXACT if take(client, order) else Ending.WRONG
+
+    def _take_whole(self, client: AgentClient, order: Order) -> bool:
+        arrival = client.pull(order.room, peer=order.peer, expect=order.items, have=order.have)
+        chunks = [chunk for payload in arrival.payloads.values() for chunk in payload.chunks]
+        exact = self._covers(order, chunks) and all(self._same(order, c) for c in chunks)
         client.release(order.room)  # raises where the bytes must not be used
-        return Ending.EXACT if exact else Ending.WRONG
+        return exact
+
+    def _take_stream(self, client: AgentClient, order: Order) -> bool:
+        chunks: list[Chunk] = []
+        exact = True
+        with client.stream(
+            order.room, peer=order.peer, expect=order.items, have=order.have
+        ) as stream:
+            for chunk in stream:
+                if order.abort:
+                    raise _GivenUpError
+                if not chunks:
+                    time.sleep(order.hold_s)
+                exact &= self._same(order, chunk)
+                chunks.append(chunk)
+        return exact and self._covers(order, chunks)
+
+    def _same(self, order: Order, chunk: Chunk) -> bool:
+        return bool(chunk.view == self._bytes(order, chunk.component, chunk.first, chunk.items))
+
+    @staticmethod
+    def _covers(order: Order, chunks: Sequence[Chunk]) -> bool:
+        """Whether every item above `have` came once; the agents' own accounts are not asked."""
+        for name, total in order.items.items():
+            came = sorted(
+                item
+                for chunk in chunks
+                if chunk.component == name
+                for item in range(chunk.first + chunk.skip, chunk.first + chunk.items)
+            )
+            if ITEM_BYTES[name] and came != list(range(order.have.get(name, 0), total)):
+                return False
+        return True
+
+    def _bytes(self, order: Order, component: str, first: int, items: int) -> bytes:
+        size = ITEM_BYTES[component]
+        whole = self._content(order, component)
+        return whole[first * size : (first + items) * size]
+
+    def _content(self, order: Order, component: str) -> bytes:
+        """Kept while the request is under way: a chunk is cut out of it."""
+        key = (order.room, component)
+        if key not in self._contents:
+            self._contents[key] = content(
+                seed=self._seed,
+                room=order.room,
+                component=component,
+                items=order.items[component],
+            )
+        return self._contents[key]
+
+    def _forget(self, order: Order) -> None:
+        for component in order.items:
+            self._contents.pop((order.room, component), None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

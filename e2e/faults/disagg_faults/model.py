@@ -4,7 +4,9 @@ Bytes follow from seed, room and component, so either side can make them and nei
 """
 
 import hashlib
+import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from disagg_transfer.client import Component
@@ -40,6 +42,45 @@ ITEM_BYTES: Final = {component.name: component.item_bytes for component in COMPO
 
 def nbytes(items: Mapping[str, int]) -> int:
     return sum(ITEM_BYTES[name] * count for name, count in items.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one offer brings: items [first, first + items) of a component."""
+
+    component: str
+    first: int
+    items: int
+    final: bool
+
+
+def cut(
+    items: Mapping[str, int], *, chunk_bytes: int, have: Mapping[str, int], room: int
+) -> tuple[Piece, ...]:
+    """A request's chunks above `have`: each component's in order, the components mixed."""
+    queues = [_pieces(name, count, chunk_bytes, have.get(name, 0)) for name, count in items.items()]
+    dice = random.Random(room)  # noqa: S311  (the same room is cut in the same way)
+    mixed: list[Piece] = []
+    while queues:
+        queue = dice.choice(queues)
+        mixed.append(queue.pop(0))
+        if not queue:
+            queues.remove(queue)
+    return tuple(mixed)
+
+
+def _pieces(name: str, total: int, chunk_bytes: int, have: int) -> list[Piece]:
+    step = max(1, chunk_bytes // ITEM_BYTES[name]) if ITEM_BYTES[name] else max(1, total)
+    starts = range(have, total, step) if have < total else (have,)
+    return [
+        Piece(
+            component=name,
+            first=first,
+            items=min(step, total - first),
+            final=first + step >= total,
+        )
+        for first in starts
+    ]
 
 
 def content(*, seed: int, room: int, component: str, items: int) -> bytes:

@@ -20,10 +20,15 @@ class Order:
 
     room: int
     items: Mapping[str, int]
+    chunk_bytes: int  # prefill cuts each component into chunks of about so much
+    have: Mapping[str, int]  # decode: leading items that need not come
     peer: str = ""
     lag_s: float = 0.0  # prefill: computes before its first offer; decode: comes so much later
-    hold_s: float = 0.0  # decode: keeps the arrived bytes before it looks at them
-    abort: bool = False  # prefill: gives up after its first offer
+    pace_s: float = 0.0  # prefill: computes between two chunks
+    hold_s: float = 0.0  # decode: keeps its first chunk so long before it looks at the bytes
+    whole: bool = False  # decode: pulls the request at once; else it streams it
+    asks: bool = False  # prefill: asks what decode wants, and offers no more
+    abort: bool = False  # after the first chunk
 
     def to_line(self) -> str:
         return json.dumps(asdict(self)) + "\n"

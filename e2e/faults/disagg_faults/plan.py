@@ -6,7 +6,7 @@ what is asked for; when exactly a fault meets a request is the machine's doing.
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -21,7 +21,13 @@ ARENA_BYTES: Final = 64 << 20  # of each agent; the largest request takes a thir
 SHORT_STOP_S: Final = 0.8  # no deadline is shorter: it must harm nothing
 LONG_STOP_S: Final = (3.5, 5.0)  # past the heartbeat limit
 _FAULT_TYPES: Final = ("kv", "mamba", "nsa", "swa")
-_ABORT_SHARE: Final = 0.04
+_ROLES: Final = ("prefill", "decode")
+_ABORT_SHARE: Final = 0.03  # for each role
+_WHOLE_SHARE: Final = 0.2
+_HAVE_SHARE: Final = 0.2
+_ASKS_SHARE: Final = 0.3
+_CHUNK_BYTES: Final = (256 << 10, 1 << 20, 4 << 20, 1 << 30)
+_PACE_S: Final = 0.02
 _HOLD_SHARE: Final = 0.3
 _APART_S: Final = 0.3  # a router hands both copies of a request out at once
 
@@ -30,25 +36,31 @@ class Kind(StrEnum):
     NOTHING = "nothing"
     KILL_AGENT = "kill-agent"
     STOP_AGENT = "stop-agent"
+    LATE_BYTES = "late-bytes"  # stop-agent, with requests made for it: see _late
     KILL_ENGINE = "kill-engine"
     STOP_ENGINE = "stop-engine"
     LOSE_PACKETS = "lose-packets"
     CORRUPT = "corrupt"
     WITHHOLD = "withhold"
+    DUPLICATE = "duplicate"
     ZERO = "zero"
 
 
-STANDING: Final = frozenset({Kind.WITHHOLD, Kind.ZERO})  # from before a step until after it
+STANDING: Final = frozenset(
+    {Kind.WITHHOLD, Kind.DUPLICATE, Kind.ZERO}
+)  # from before a step until after it
 
 _WEIGHTS: Final = {
     Kind.NOTHING: 10,
     Kind.KILL_AGENT: 10,
     Kind.STOP_AGENT: 12,
+    Kind.LATE_BYTES: 5,
     Kind.KILL_ENGINE: 12,
     Kind.STOP_ENGINE: 6,
     Kind.LOSE_PACKETS: 14,
     Kind.CORRUPT: 24,
     Kind.WITHHOLD: 6,
+    Kind.DUPLICATE: 6,
     Kind.ZERO: 6,
 }
 
@@ -85,8 +97,13 @@ class Request:
     items: Mapping[str, int]
     prefill_lag_s: float
     decode_lag_s: float
+    chunk_bytes: int
+    pace_s: float
+    have: Mapping[str, int]
     hold_s: float
-    abort: bool
+    whole: bool
+    asks: bool
+    abort: str  # the role whose engine gives up after the first chunk; empty: none does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +129,8 @@ def _steps(dice: random.Random, requests: int) -> Iterator[Step]:
         number += 1
         faults = _faults(dice)
         count = min(dice.randint(5, 11), requests - made)
-        batch = tuple(_request(dice, made + at + 1, faults) for at in range(count))
+        make = _late if any(fault.kind is Kind.LATE_BYTES for fault in faults) else _request
+        batch = tuple(make(dice, made + at + 1, faults) for at in range(count))
         made += count
         yield Step(number=number, requests=batch, faults=faults)
 
@@ -130,9 +148,12 @@ def _faults(dice: random.Random) -> tuple[Fault, ...]:
 def _fault(dice: random.Random, kind: Kind, target: str) -> Fault:
     after_s, on_wire = dice.uniform(0, 0.25), dice.random() < 0.5
     match kind:
-        case Kind.WITHHOLD | Kind.ZERO:
+        case Kind.WITHHOLD | Kind.DUPLICATE | Kind.ZERO:
             target = dice.choice(PREFILLS)
             return Fault(kind=kind, target=target, state_type=dice.choice(_FAULT_TYPES))
+        case Kind.LATE_BYTES:
+            target, lasting_s = dice.choice(PREFILLS), dice.uniform(4.7, LONG_STOP_S[1])
+            return Fault(kind=kind, target=target, on_wire=True, lasting_s=lasting_s)
         case Kind.CORRUPT:
             return Fault(
                 kind=kind,
@@ -175,15 +196,44 @@ def _blow(dice: random.Random) -> Blow:
 def _request(dice: random.Random, room: int, faults: tuple[Fault, ...]) -> Request:
     # Some come while the fault lasts, into memory that may have been given back by then.
     lag_s = dice.uniform(0, max([0.1, *(f.lasting_s for f in faults if dice.random() < 0.3)]))
+    items = _items(dice)
+    shares = (1 - 2 * _ABORT_SHARE, _ABORT_SHARE, _ABORT_SHARE)
+    abort = dice.choices(("", *_ROLES), shares)[0]
     return Request(
         room=room,
         prefill=dice.choice(PREFILLS),
-        items=_items(dice),
+        items=items,
         prefill_lag_s=lag_s + dice.uniform(0, _APART_S),
         decode_lag_s=lag_s + dice.uniform(0, _APART_S),
         hold_s=dice.uniform(0, 0.5) if dice.random() < _HOLD_SHARE else 0.0,
-        abort=dice.random() < _ABORT_SHARE,
+        chunk_bytes=dice.choice(_CHUNK_BYTES),
+        pace_s=dice.choice((0.0, 0.0, dice.uniform(0, _PACE_S))),
+        have=_have(dice, items),
+        whole=dice.random() < _WHOLE_SHARE and abort != "decode",
+        asks=dice.random() < _ASKS_SHARE,
+        abort=abort,
     )
+
+
+def _late(dice: random.Random, room: int, faults: tuple[Fault, ...]) -> Request:
+    """One that is read from the agent that is stopped, or one that gets memory after that read.
+
+    Reads of the stopped agent are given up at the heartbeat limit (3 s) and go on when it does (5
+    s). In between the other agent's requests get memory, are checked, and lie in it until after:
+    memory given back too early would then be overwritten.
+    """
+    (stopped,) = (fault.target for fault in faults)
+    plain = _request(dice, room, ())
+    pages = dice.randint(2048, 4096)
+    items = {**plain.items, "kv": pages, "nsa": 0, "swa": 0}
+    large = replace(
+        plain, items=items, chunk_bytes=4 << 20, pace_s=0.0, have={}, whole=False, abort=""
+    )
+    if room % 2:
+        return replace(large, prefill=stopped, prefill_lag_s=0.0, decode_lag_s=0.0)
+    (other,) = set(PREFILLS) - {stopped}
+    lag_s = dice.uniform(3.4, 4.0)
+    return replace(large, prefill=other, prefill_lag_s=lag_s, decode_lag_s=lag_s, hold_s=2.0)
 
 
 def _items(dice: random.Random) -> dict[str, int]:
@@ -201,3 +251,10 @@ def _items(dice: random.Random) -> dict[str, int]:
         "swa": min(pages, dice.randint(0, 8)),
     }
     return {name: counts[name] for name in NAMES}
+
+
+def _have(dice: random.Random, items: Mapping[str, int]) -> dict[str, int]:
+    """Leading pages that decode holds from an earlier request; state slots come whole or not."""
+    if dice.random() >= _HAVE_SHARE:
+        return {}
+    return {name: dice.randint(0, items[name]) for name in ("kv", "nsa")}

@@ -91,8 +91,8 @@ class Site:
         """What keeps a pod from being as good as new; empty when nothing does."""
         try:
             report = self.agents[pod].status()
-        except OSError as error:
-            return f"its agent does not answer: {error}"
+        except (OSError, ValueError) as error:
+            return f"its agent does not answer, or not to the end: {error}"
         if not report.ready:
             return f"{report.not_ready_reason}: {report.not_ready_message}"
         others = (DECODE,) if pod in PREFILLS else PREFILLS

@@ -16,16 +16,20 @@ _WIRE_S: Final = 1.0  # a fault that waits for bytes under way strikes after thi
 
 
 @contextmanager
-def struck(site: Site, step: Step) -> Iterator[None]:
-    """The step's faults beside what is done inside; all of them undone at the end."""
+def struck(site: Site, step: Step) -> Iterator[dict[Fault, float]]:
+    """The step's faults beside what is done inside; all of them undone at the end.
+
+    Yields when each one that comes and goes has struck (monotonic), filled in as they do.
+    """
+    struck_at: dict[Fault, float] = {}
     passing = [fault for fault in step.faults if fault.kind not in STANDING]
     standing = [fault for fault in step.faults if fault.kind in STANDING]
     for fault in standing:
         site.agents[fault.target].fault(fault.kind.value, fault.state_type)
     try:
         with ThreadPoolExecutor(max(1, len(passing))) as hands:
-            strikes = [hands.submit(_strike, site, fault) for fault in passing]
-            yield
+            strikes = [hands.submit(_strike, site, fault, struck_at) for fault in passing]
+            yield struck_at
         for strike in strikes:
             strike.result()
     finally:
@@ -33,10 +37,11 @@ def struck(site: Site, step: Step) -> Iterator[None]:
             site.agents[fault.target].fault("lift")
 
 
-def _strike(site: Site, fault: Fault) -> None:
+def _strike(site: Site, fault: Fault, struck_at: dict[Fault, float]) -> None:
     time.sleep(fault.after_s)
     if fault.on_wire:
         until(lambda: _bytes_under_way(site), within_s=_WIRE_S, every_s=0.002)
+    struck_at[fault] = time.monotonic()
     undo = _do(site, fault)
     try:
         time.sleep(fault.lasting_s)
@@ -52,7 +57,7 @@ def _do(site: Site, fault: Fault) -> Callable[[], Any]:
         case Kind.KILL_AGENT:
             agent.process.kill()
             undo = agent.restart
-        case Kind.STOP_AGENT:
+        case Kind.STOP_AGENT | Kind.LATE_BYTES:
             undo = _stop(agent.process)
         case Kind.KILL_ENGINE:
             engine.kill()
@@ -66,7 +71,7 @@ def _do(site: Site, fault: Fault) -> Callable[[], Any]:
             assert fault.blow is not None
             site.relays[fault.target].strike(fault.blow)
             undo = site.relays[fault.target].lift
-        case Kind.NOTHING | Kind.WITHHOLD | Kind.ZERO:
+        case Kind.NOTHING | Kind.WITHHOLD | Kind.DUPLICATE | Kind.ZERO:
             raise AssertionError(f"{fault} does not come and go")
     return undo
 
@@ -78,6 +83,6 @@ def _stop(process: "subprocess.Popen[Any]") -> Callable[[], None]:
 
 def _bytes_under_way(site: Site) -> bool:
     try:
-        return any(row["state"] == "PULLING(wire)" for row in site.agents[DECODE].transfers())
-    except OSError:
-        return True  # it is being struck already
+        return site.agents[DECODE].status().arena.used > 0
+    except (OSError, ValueError):
+        return True  # it is gone, in the middle of its answer at that: the oracle asks why

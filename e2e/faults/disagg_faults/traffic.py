@@ -51,14 +51,25 @@ def await_service(site: Site, rooms: Iterator[int]) -> None:
 
 def _hand_out(site: Site, request: Request) -> _Ordered:
     prefill = Order(
-        room=request.room, items=request.items, lag_s=request.prefill_lag_s, abort=request.abort
+        room=request.room,
+        items=request.items,
+        chunk_bytes=request.chunk_bytes,
+        have={},
+        lag_s=request.prefill_lag_s,
+        pace_s=request.pace_s,
+        asks=request.asks,
+        abort=request.abort == "prefill",
     )
     decode = Order(
         room=request.room,
         items=request.items,
+        chunk_bytes=request.chunk_bytes,
+        have=request.have,
         peer=site.peer(request.prefill),
         lag_s=request.decode_lag_s,
         hold_s=request.hold_s,
+        whole=request.whole,
+        abort=request.abort == "decode",
     )
     engines = site.engines
     return request, engines[request.prefill].order(prefill), engines[DECODE].order(decode)
@@ -71,8 +82,13 @@ def _probe(pod: str, room: int) -> Request:
         items={name: 1 if name == "kv" else 0 for name in NAMES},
         prefill_lag_s=0.0,
         decode_lag_s=0.0,
+        chunk_bytes=1 << 20,
+        pace_s=0.0,
+        have={},
         hold_s=0.0,
-        abort=False,
+        whole=False,
+        asks=False,
+        abort="",
     )
 
 

@@ -4,8 +4,17 @@ from collections import Counter
 
 import pytest
 
-from disagg_faults.model import ITEM_BYTES, NAMES, content, nbytes
-from disagg_faults.plan import ARENA_BYTES, DECODE, PODS, PREFILLS, STAGE_S, Kind, make_plan
+from disagg_faults.model import ITEM_BYTES, NAMES, content, cut, nbytes
+from disagg_faults.plan import (
+    ARENA_BYTES,
+    DECODE,
+    PODS,
+    PREFILLS,
+    STAGE_S,
+    STANDING,
+    Kind,
+    make_plan,
+)
 from disagg_faults.relay import Corruption
 
 SEEDS = range(40)
@@ -34,7 +43,7 @@ def test_a_request_fits_the_arena_and_its_two_copies_come_close_together():
                 assert request.items.keys() == set(NAMES)
                 assert nbytes(request.items) < ARENA_BYTES // 2
                 assert abs(request.prefill_lag_s - request.decode_lag_s) < STAGE_S / 2
-                assert request.hold_s < STAGE_S / 2
+                assert request.hold_s <= STAGE_S - 1
                 assert request.prefill in PREFILLS
 
 
@@ -49,7 +58,9 @@ def test_every_fault_and_every_corruption_and_empty_components_come_up():
     requests = [request for step in steps for request in step.requests]
     for name in NAMES:
         assert {request.items[name] == 0 for request in requests} >= {True}
-    assert {request.abort for request in requests} == {True, False}
+    assert {request.abort for request in requests} == {"", "prefill", "decode"}
+    assert {request.whole for request in requests} == {True, False}
+    assert any(0 < request.have.get("kv", 0) < request.items["kv"] for request in requests)
     assert Counter(request.prefill for request in requests).keys() == set(PREFILLS)
 
 
@@ -60,8 +71,24 @@ def test_a_fault_strikes_a_pod_that_can_have_it():
             assert len(set(targets)) == len(targets)
             for fault in step.faults:
                 assert fault.target in PODS
-                if fault.kind in (Kind.CORRUPT, Kind.WITHHOLD, Kind.ZERO):
+                if fault.kind in {*STANDING, Kind.CORRUPT, Kind.LATE_BYTES}:
                     assert fault.target != DECODE
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 5000, 1 << 30])
+@pytest.mark.parametrize("have", [{}, {"kv": 3, "nsa": 7}])
+def test_a_request_is_cut_into_chunks_that_cover_it_once_in_order(chunk_bytes, have):
+    items = {**dict.fromkeys(NAMES, 0), "kv": 7, "nsa": 7, "mamba.conv": 1, "swa": 2}
+    pieces = cut(items, chunk_bytes=chunk_bytes, have=have, room=5)
+    assert pieces == cut(items, chunk_bytes=chunk_bytes, have=have, room=5)
+    for name, total in items.items():
+        own = [piece for piece in pieces if piece.component == name]
+        assert own[0].first == have.get(name, 0)
+        assert own[-1].first + own[-1].items == total
+        assert [p.first for p in own[1:]] == [p.first + p.items for p in own[:-1]]
+        assert [p.final for p in own] == [False] * (len(own) - 1) + [True]
+        small = [p for p in own if p.items > 1 and p.items * ITEM_BYTES[name] > chunk_bytes]
+        assert not small
 
 
 def test_payloads_follow_from_seed_room_and_component_and_from_each_of_them():

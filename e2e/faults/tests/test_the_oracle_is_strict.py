@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from disagg_faults.model import NAMES
+from disagg_faults.model import NAMES, STATE_TYPES, cut
 from disagg_faults.oracle import Counted, Seen, judge, judge_counts, patience_s
 from disagg_faults.orders import Ending, Order, Outcome, read_order, read_outcome
 from disagg_faults.plan import Fault, Kind, Request, Step
@@ -17,8 +17,13 @@ REQUEST = Request(
     items=ITEMS,
     prefill_lag_s=0.1,
     decode_lag_s=0.2,
+    chunk_bytes=1 << 20,
+    pace_s=0.0,
+    have={},
     hold_s=0.0,
-    abort=False,
+    whole=False,
+    asks=False,
+    abort="",
 )
 EXACT = Outcome(room=1, ending=Ending.EXACT, began_at=10.0, ended_at=11.0)
 
@@ -35,9 +40,10 @@ def failed(cause, *, stage="wire", ended_at=11.0):
     )
 
 
-def violations(prefill, decode, *faults, request=REQUEST):
+def violations(prefill, decode, *faults, request=REQUEST, struck_at=None):
     step = Step(number=1, requests=(request,), faults=faults)
-    return list(judge(step, [Seen(request=request, prefill=prefill, decode=decode)]))
+    seen = [Seen(request=request, prefill=prefill, decode=decode)]
+    return list(judge(step, seen, struck_at=struck_at or {}))
 
 
 def fault(kind, target="prefill-0", **fields):
@@ -98,16 +104,31 @@ def test_a_cause_that_the_fault_does_not_explain_is_a_violation(kind, cause):
     assert "causes that its faults explain" in words
 
 
-def test_withheld_and_wiped_requests_must_fail():
-    for kind, cause in ((Kind.WITHHOLD, "Timeout"), (Kind.ZERO, "DigestMismatch")):
+def test_withheld_duplicated_and_wiped_requests_must_fail():
+    for kind, cause in (
+        (Kind.WITHHOLD, "Timeout"),
+        (Kind.DUPLICATE, "DuplicatePayload"),
+        (Kind.ZERO, "DigestMismatch"),
+    ):
         struck = fault(kind, state_type="kv")
-        assert "withheld or wiped" in violations(EXACT, EXACT, struck)[0]
+        assert "withheld, offered twice or wiped" in violations(EXACT, EXACT, struck)[0]
         assert violations(failed(cause), failed(cause), struck) == []
 
 
-def test_wiping_nothing_harms_nothing_but_withholding_an_empty_offer_does():
-    assert violations(EXACT, EXACT, fault(Kind.ZERO, state_type="swa")) == []
-    assert violations(EXACT, EXACT, fault(Kind.WITHHOLD, state_type="swa"))
+def test_a_last_offer_said_twice_may_come_too_late_to_harm():
+    last = cut(ITEMS, chunk_bytes=REQUEST.chunk_bytes, have={}, room=REQUEST.room)[-1]
+    for state_type in ("kv", "mamba", "nsa"):
+        spared = STATE_TYPES[last.component] == state_type
+        struck = fault(Kind.DUPLICATE, state_type=state_type)
+        assert (violations(EXACT, EXACT, struck) == []) is spared
+
+
+def test_what_need_not_come_may_be_wiped_or_withheld():
+    held = dataclasses.replace(REQUEST, have={"kv": 1})
+    for kind in (Kind.ZERO, Kind.WITHHOLD):
+        assert violations(EXACT, EXACT, fault(kind, state_type="swa")) == []  # it has no items
+        assert violations(EXACT, EXACT, fault(kind, state_type="kv"), request=held) == []
+        assert violations(EXACT, EXACT, fault(kind, state_type="nsa"), request=held)
 
 
 def test_a_failure_is_told_to_the_other_side_soon():
@@ -118,6 +139,24 @@ def test_a_failure_is_told_to_the_other_side_soon():
     assert "one side knew of its failure 3.0 s before the other" in words
 
 
+@pytest.mark.parametrize("kind", [Kind.KILL_AGENT, Kind.KILL_ENGINE])
+@pytest.mark.parametrize("target", ["prefill-0", "decode-0"])
+def test_a_kill_is_known_to_the_other_side_soon(kind, target):
+    kill, died = fault(kind, target), dataclasses.replace(EXACT, ending=Ending.DIED)
+
+    def told(ended_at, *, stage="wire", kill=kill):
+        other = failed("EngineLost", stage=stage, ended_at=ended_at)
+        sides = (died, other) if target == "prefill-0" else (other, died)
+        words = violations(*sides, fault(Kind.KILL_ENGINE, target), struck_at={kill: 11.0})
+        return [word for word in words if "it was told" in word]
+
+    assert told(12.9) == []
+    assert told(14.0) == [f"room 1 (prefill-0): it was told 3.0 s after {kind} {target}"]
+    assert told(14.0, stage="bootstrap") == []  # it had not met the other side
+    assert told(14.0, kill=fault(kind, "prefill-1")) == []
+    assert told(14.0, kill=fault(Kind.STOP_AGENT, target)) == []
+
+
 def test_who_comes_late_may_hear_late():
     late = dataclasses.replace(REQUEST, prefill_lag_s=4.0)
     struck = fault(Kind.WITHHOLD, state_type="kv")
@@ -126,11 +165,14 @@ def test_who_comes_late_may_hear_late():
 
 
 def test_a_request_given_up_fails_as_aborted_and_never_arrives():
-    given_up = dataclasses.replace(REQUEST, abort=True)
     aborted = failed("Aborted")
-    assert violations(aborted, aborted, request=given_up) == []
-    assert violations(aborted, EXACT, request=given_up)
+    for role in ("prefill", "decode"):
+        given_up = dataclasses.replace(REQUEST, abort=role)
+        assert violations(aborted, aborted, request=given_up) == []
+        assert violations(aborted, EXACT, request=given_up)
     assert violations(aborted, aborted)
+    nothing = dataclasses.replace(REQUEST, abort="decode", items=dict.fromkeys(NAMES, 0))
+    assert violations(EXACT, EXACT, request=nothing) == []  # there is no chunk to give up at
 
 
 def test_only_a_killed_engine_may_die():
@@ -182,6 +224,6 @@ def test_what_arrived_whole_and_was_not_taken_may_have_been_counted():
 
 
 def test_lines_between_the_campaign_and_its_engines_say_the_same_on_both_ends():
-    order = Order(room=3, items=ITEMS, peer="127.0.0.1:1", lag_s=0.5)
+    order = Order(room=3, items=ITEMS, chunk_bytes=9, have={"kv": 1}, peer="h:1", lag_s=0.5)
     assert read_order(order.to_line()) == order
     assert read_outcome(failed("Timeout").to_line()) == failed("Timeout")

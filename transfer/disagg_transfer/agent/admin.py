@@ -81,7 +81,7 @@ class Admin:
                 case [str(kind), str(state_type)]:
                     self._faults.set(kind, state_type)
                 case _:
-                    return {"error": "fault withhold TYPE | fault zero TYPE | fault lift"}
+                    return {"error": "fault withhold|duplicate|zero TYPE | fault lift"}
         except (SettingsError, UnknownStateTypeError) as error:
             return {"error": str(error)}
         self._changes.touch()

@@ -1,14 +1,15 @@
 """Faults on purpose, for tests and drills; off unless the switch is on.
 
 `withhold TYPE` keeps payloads of a state type from being announced, as a connector that forgets
-one does; `zero TYPE` wipes them after their digest is taken, as a connector that truncates does.
+one does; `duplicate TYPE` announces each of them twice, as one that tries again does; `zero TYPE`
+wipes them after their digest is taken, as a connector that truncates does.
 """
 
 from disagg_transfer.contract import ENV_FAULT_SWITCH, FaultSwitch
 from disagg_transfer.errors import SettingsError
 from disagg_transfer.registry import lookup
 
-KINDS = ("withhold", "zero")
+KINDS = ("withhold", "duplicate", "zero")
 
 
 class Faults:
@@ -28,6 +29,12 @@ class Faults:
 
     def withholds(self, state_type: str) -> bool:
         return ("withhold", state_type) in self._set
+
+    def copies(self, state_type: str) -> int:
+        """How often an offer of this type is said."""
+        if self.withholds(state_type):
+            return 0
+        return 2 if ("duplicate", state_type) in self._set else 1
 
     def zeroes(self, state_type: str) -> bool:
         return ("zero", state_type) in self._set

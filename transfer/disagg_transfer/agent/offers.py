@@ -123,10 +123,8 @@ class Offers:
                 continue
             index = len(lease.announced)
             lease.announced.append(held)
-            if not self._faults.withholds(held.state_type):
-                offers.append(
-                    replace(held.offer, request=claim.request, index=index, digest=held.digest)
-                )
+            offer = replace(held.offer, request=claim.request, index=index, digest=held.digest)
+            offers += [offer] * self._faults.copies(held.state_type)
         claim.session.send(*offers)
 
     def _skip(self, lease: Lease, held: Held) -> None:
