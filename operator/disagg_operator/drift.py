@@ -6,11 +6,13 @@ from typing import Any
 from disagg_operator import names
 from disagg_operator.intents import Apply, Intent
 from disagg_operator.kinds import Json, Kind
-from disagg_operator.observe import RouterRecord, ServiceRecord
+from disagg_operator.observe import GuardRecord, RouterRecord, ServiceRecord
 
 
 def applied(
-    kind: Kind, body: Json, known: Mapping[str, ServiceRecord] | Mapping[str, RouterRecord]
+    kind: Kind,
+    body: Json,
+    known: Mapping[str, ServiceRecord] | Mapping[str, RouterRecord] | Mapping[str, GuardRecord],
 ) -> Iterator[Intent]:
     name = body["metadata"]["name"]
     record = known.get(name)

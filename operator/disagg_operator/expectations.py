@@ -5,24 +5,27 @@ answers of the API server stand in for the missing records, so that nothing is w
 expectation that the watch does not meet within `LIMIT_S` is dropped: the cluster is right.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.observe import (
+    GuardRecord,
     Observed,
     PodRecord,
     RouterRecord,
     ServiceRecord,
+    guard_record,
     pod_record,
     router_record,
     service_record,
 )
 
 LIMIT_S = 5.0
-_Record = PodRecord | ServiceRecord | RouterRecord
-_R = TypeVar("_R", PodRecord, ServiceRecord, RouterRecord)
+_GUARDS = frozenset({Kind.DISRUPTION_BUDGET, Kind.NETWORK_POLICY})
+_Record = PodRecord | ServiceRecord | RouterRecord | GuardRecord
+_R = TypeVar("_R", PodRecord, ServiceRecord, RouterRecord, GuardRecord)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +53,10 @@ class Expectations:
         if not self._by_name:
             return observed
         return Observed(
-            pods=self._merged(Kind.POD, observed.pods),
-            services=self._merged(Kind.SERVICE, observed.services),
-            routers=self._merged(Kind.DEPLOYMENT, observed.routers),
+            pods=self._merged({Kind.POD}, observed.pods),
+            services=self._merged({Kind.SERVICE}, observed.services),
+            routers=self._merged({Kind.DEPLOYMENT}, observed.routers),
+            guards=self._merged(_GUARDS, observed.guards),
         )
 
     def next_deadline(self) -> float | None:
@@ -63,6 +67,7 @@ class Expectations:
             Kind.POD: observed.pods,
             Kind.SERVICE: observed.services,
             Kind.DEPLOYMENT: observed.routers,
+            **dict.fromkeys(_GUARDS, observed.guards),
         }
         self._by_name = {
             (kind, name): item
@@ -70,22 +75,24 @@ class Expectations:
             if now < item.until and not _met(item, known[kind].get(name))
         }
 
-    def _merged(self, kind: Kind, known: Mapping[str, _R]) -> Mapping[str, _R]:
+    def _merged(self, kinds: Collection[Kind], known: Mapping[str, _R]) -> Mapping[str, _R]:
         merged = dict(known)
-        for name, item in self._of(kind):
+        for name, item in self._of(kinds):
             if item.record is not None:
                 merged[name] = item.record  # type: ignore[assignment]
             elif name in merged:
                 _take_away(merged, name, until=item.until)
         return merged
 
-    def _of(self, kind: Kind) -> Iterator[tuple[str, _Expected]]:
-        return ((name, item) for (known, name), item in self._by_name.items() if known is kind)
+    def _of(self, kinds: Collection[Kind]) -> Iterator[tuple[str, _Expected]]:
+        return ((name, item) for (known, name), item in self._by_name.items() if known in kinds)
 
 
 def _read(kind: Kind, answer: Json) -> _Record:
     if kind is Kind.POD:
         return pod_record(answer)
+    if kind in _GUARDS:
+        return guard_record(answer, kind=kind)
     return service_record(answer) if kind is Kind.SERVICE else router_record(answer)
 
 

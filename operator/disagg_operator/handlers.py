@@ -6,15 +6,22 @@ No handler of kopf's change detection is used, nor its patches: both lose update
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import kopf
 
 from disagg_operator import names
 from disagg_operator.credentials import client_configuration, kopf_credentials
-from disagg_operator.kinds import ObjectReference
+from disagg_operator.kinds import Kind, ObjectReference
 from disagg_operator.loop import ResourceLoop, Snapshot
-from disagg_operator.observe import owner_key, pod_record, router_record, service_record
+from disagg_operator.observe import (
+    guard_record,
+    owner_key,
+    pod_record,
+    router_record,
+    service_record,
+)
 from disagg_operator.reports import Owner
 from disagg_operator.runtime import Runtime
 
@@ -24,6 +31,9 @@ STOP_GRACE_S = 10.0
 _PODS = ("", "v1", "pods")
 _SERVICES = ("", "v1", "services")
 _DEPLOYMENTS = ("apps", "v1", "deployments")
+_BUDGETS = ("policy", "v1", "poddisruptionbudgets")
+_POLICIES = ("networking.k8s.io", "v1", "networkpolicies")
+_CHILDREN = (_PODS, _SERVICES, _DEPLOYMENTS, _BUDGETS, _POLICIES)
 _RESOURCE = (names.GROUP, names.VERSION, names.PLURAL)
 
 
@@ -33,6 +43,11 @@ def registry_of(runtime: Runtime) -> kopf.OperatorRegistry:
     _register_index(registry, _PODS, "pods", pod_record)
     _register_index(registry, _SERVICES, "services", service_record)
     _register_index(registry, _DEPLOYMENTS, "routers", router_record)
+    for source, kind in (
+        (_BUDGETS, Kind.DISRUPTION_BUDGET),
+        (_POLICIES, Kind.NETWORK_POLICY),
+    ):
+        _register_index(registry, source, source[2], partial(guard_record, kind=kind))
     _register_wakeups(registry, runtime)
     _register_daemon(registry, runtime)
     return registry
@@ -41,7 +56,7 @@ def registry_of(runtime: Runtime) -> kopf.OperatorRegistry:
 def kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     # Only our own children are listed and watched; other filters of kopf act after the transfer.
-    for group, version, plural in (_PODS, _SERVICES, _DEPLOYMENTS):
+    for group, version, plural in _CHILDREN:
         settings.watching.label_selectors[group, version, plural] = names.MANAGED_SELECTOR
     settings.watching.connect_timeout = 5
     settings.networking.request_timeout = 15
@@ -87,7 +102,7 @@ def _register_wakeups(registry: kopf.OperatorRegistry, runtime: Runtime) -> None
         metadata = body["metadata"]
         runtime.wakeups.wake((metadata["namespace"], metadata["name"]))
 
-    for kind in (_PODS, _SERVICES, _DEPLOYMENTS):
+    for kind in _CHILDREN:
         kopf.on.event(*kind, id=f"{kind[2]}-changed", registry=registry)(child_changed)
     kopf.on.event(*_RESOURCE, id="resource-changed", registry=registry)(resource_changed)
 
@@ -106,6 +121,11 @@ def _register_daemon(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
                 pods=tuple(kwargs["pods"].get(resource.owner, ())),
                 services=tuple(kwargs["services"].get(resource.owner, ())),
                 routers=tuple(kwargs["routers"].get(resource.owner, ())),
+                guards=tuple(
+                    guard
+                    for index in (_BUDGETS[2], _POLICIES[2])
+                    for guard in kwargs[index].get(resource.owner, ())
+                ),
             )
 
         def deleted() -> bool:

@@ -29,6 +29,8 @@ class Kind(Enum):
     SERVICE = ("v1", "Service", "services")
     SECRET = ("v1", "Secret", "secrets")
     DEPLOYMENT = ("apps/v1", "Deployment", "deployments")
+    DISRUPTION_BUDGET = ("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+    NETWORK_POLICY = ("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
     EVENT = ("events.k8s.io/v1", "Event", "events")
     LEASE = ("coordination.k8s.io/v1", "Lease", "leases")
     RESOURCE = (names.API_VERSION, names.KIND, names.PLURAL)

@@ -21,7 +21,14 @@ from disagg_operator.execute import Execution, Outcome
 from disagg_operator.expectations import Expectations
 from disagg_operator.finding import Finding, Weight
 from disagg_operator.kinds import ObjectReference
-from disagg_operator.observe import Observed, PodRecord, RouterRecord, ServiceRecord, observe
+from disagg_operator.observe import (
+    GuardRecord,
+    Observed,
+    PodRecord,
+    RouterRecord,
+    ServiceRecord,
+    observe,
+)
 from disagg_operator.pacing import backoff_s
 from disagg_operator.plan import Plan, decide, serving_revision
 from disagg_operator.publish import Publisher
@@ -54,6 +61,7 @@ class Snapshot:
     pods: tuple[PodRecord, ...]
     services: tuple[ServiceRecord, ...]
     routers: tuple[RouterRecord, ...]
+    guards: tuple[GuardRecord, ...]
 
 
 class ResourceLoop:
@@ -166,6 +174,7 @@ class ResourceLoop:
             pods=snapshot.pods,
             services=snapshot.services,
             routers=snapshot.routers,
+            guards=snapshot.guards,
         )
         return self._expectations.overlay(observed, now=self._runtime.clock())
 

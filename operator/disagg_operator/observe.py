@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from disagg_operator import names
+from disagg_operator.kinds import Kind
 from disagg_transfer.contract import Report
 
 # The kubelet's words for "the image cannot be had".
@@ -106,12 +107,24 @@ class RouterRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuardRecord:
+    """A disruption budget or a network policy."""
+
+    kind: Kind
+    name: str
+    uid: str
+    intent: str
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """One moment's view of a DisaggDeployment's children, by name."""
 
     pods: Mapping[str, PodRecord]
     services: Mapping[str, ServiceRecord]
     routers: Mapping[str, RouterRecord]
+    guards: Mapping[str, GuardRecord]
 
     def role_pods(self, role: str, *, revision: str) -> tuple[PodRecord, ...]:
         return tuple(
@@ -136,6 +149,7 @@ def observe(
     pods: Iterable[PodRecord],
     services: Iterable[ServiceRecord],
     routers: Iterable[RouterRecord],
+    guards: Iterable[GuardRecord],
 ) -> Observed:
     """Pods of a deleted resource of the same name are left out: they only occupy names."""
     own = (pod for pod in pods if pod.owner_uid in {owner_uid, ""} or pod.role == names.ROUTER)
@@ -143,10 +157,11 @@ def observe(
         pods={pod.name: pod for pod in sorted(own, key=_name)},
         services={service.name: service for service in sorted(services, key=_name)},
         routers={router.name: router for router in sorted(routers, key=_name)},
+        guards={guard.name: guard for guard in sorted(guards, key=_name)},
     )
 
 
-def _name(record: PodRecord | ServiceRecord | RouterRecord) -> str:
+def _name(record: PodRecord | ServiceRecord | RouterRecord | GuardRecord) -> str:
     return record.name
 
 
@@ -258,6 +273,17 @@ def router_record(body: Mapping[str, Any]) -> RouterRecord:
         desired=desired,
         ready=int(status.get("readyReplicas", 0)),
         settled=current and counts == [desired] * 3,
+    )
+
+
+def guard_record(body: Mapping[str, Any], *, kind: Kind) -> GuardRecord:
+    metadata = body["metadata"]
+    return GuardRecord(
+        kind=kind,
+        name=metadata["name"],
+        uid=metadata["uid"],
+        intent=metadata.get("annotations", {}).get(names.ANNOTATION_INTENT, ""),
+        spec=_plain(body.get("spec", {})),
     )
 
 

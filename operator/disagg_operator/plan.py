@@ -18,7 +18,7 @@ from disagg_operator.api.quantities import duration_seconds, share_of
 from disagg_operator.api.resource import Deployment
 from disagg_operator.drift import applied
 from disagg_operator.intents import EnsureKey, Intent
-from disagg_operator.kinds import Kind
+from disagg_operator.kinds import Json, Kind
 from disagg_operator.members import group_intents
 from disagg_operator.observe import Observed
 from disagg_operator.render import Images
@@ -184,6 +184,7 @@ def _stages(step: Step) -> Iterator[Iterable[Intent]]:
     yield _key(step)
     yield (*_pods(step), *_router(step))
     yield _client_service(step)
+    yield _guards(step)
     yield _surplus(step)
     yield retired(step)
 
@@ -248,6 +249,23 @@ def _client_service(step: Step) -> Iterator[Intent]:
         yield from applied(Kind.SERVICE, body, step.observed.services)
     elif service is not None and service.role not in names.ROLES:
         yield gone(Kind.SERVICE, service, "no router is asked for")
+
+
+def _guards(step: Step) -> Iterator[Intent]:
+    deployment = step.deployment
+    wanted: dict[str, tuple[Kind, Json]] = {}
+    if deployment.spec.disruption.budget == "Group":
+        budgets = [render.disruption_budget(deployment, role=role) for role in names.ROLES]
+        wanted |= {body["metadata"]["name"]: (Kind.DISRUPTION_BUDGET, body) for body in budgets}
+    if deployment.spec.network_policy == "Enabled":
+        policies = [render.role_policy(deployment)]
+        policies += [render.router_policy(deployment)] if step.routed else []
+        wanted |= {body["metadata"]["name"]: (Kind.NETWORK_POLICY, body) for body in policies}
+    for kind, body in wanted.values():
+        yield from applied(kind, body, step.observed.guards)
+    for name, record in step.observed.guards.items():
+        if name not in wanted:
+            yield gone(record.kind, record, "it is not asked for")
 
 
 def _surplus(step: Step) -> Iterator[Intent]:

@@ -104,6 +104,8 @@ def test_the_operator_may_do_what_it_does_and_no_more(rendered):
         "pods",
         "services",
         "deployments",
+        "poddisruptionbudgets",
+        "networkpolicies",
         "secrets",
         "events",
     }

@@ -26,6 +26,8 @@ MODELS = {
     "Service": models.V1Service,
     "Secret": models.V1Secret,
     "Deployment": models.V1Deployment,
+    "PodDisruptionBudget": models.V1PodDisruptionBudget,
+    "NetworkPolicy": models.V1NetworkPolicy,
 }
 
 
@@ -49,6 +51,10 @@ def objects(deployment, images):
         yield render.pod(deployment, role=role, group=0, rank=0, revision=revision, images=images)
     yield render.router_deployment(deployment, revision=revision, images=images)
     yield render.router_service(deployment)
+    for role in ROLES:
+        yield render.disruption_budget(deployment, role=role)
+    yield render.role_policy(deployment)
+    yield render.router_policy(deployment)
 
 
 def await_service_account(core, namespace):
@@ -85,6 +91,8 @@ def test_the_server_takes_every_object(name, images, api):
         "Service": core.create_namespaced_service,
         "Secret": core.create_namespaced_secret,
         "Deployment": apps.create_namespaced_deployment,
+        "PodDisruptionBudget": client.PolicyV1Api(api).create_namespaced_pod_disruption_budget,
+        "NetworkPolicy": client.NetworkingV1Api(api).create_namespaced_network_policy,
     }
     for found in objects(example(name), images):
         creates[found["kind"]]("default", found, dry_run="All", field_validation="Strict")

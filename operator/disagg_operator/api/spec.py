@@ -190,6 +190,15 @@ class RolloutSpec(ApiModel):
     )
 
 
+class DisruptionSpec(ApiModel):
+    """What drains of nodes may take away."""
+
+    budget: Literal["Group", "None"] = Field(
+        "Group",
+        description="Group: a PodDisruptionBudget for each role, one group at a time. None: none.",
+    )
+
+
 class RouterSpec(ApiModel):
     """What requests come in through."""
 
@@ -222,6 +231,12 @@ class DisaggDeploymentSpec(ApiModel):
     transfer: TransferSpec = Field(TransferSpec(), description="How state moves between pods.")
     router: RouterSpec = Field(RouterSpec(), description="What requests come in through.")
     rollout: RolloutSpec = Field(RolloutSpec(), description="Change from revision to revision.")
+    disruption: DisruptionSpec = Field(DisruptionSpec(), description="Drains of nodes.")
+    network_policy: Literal["Enabled", "Disabled"] = Field(
+        "Enabled",
+        description="Enabled: NetworkPolicies let agents reach agents, routers reach engines, and"
+        " anybody the router, reports and metrics; nothing else comes in.",
+    )
     restart: RestartSpec = Field(RestartSpec(), description="Replacement of broken groups.")
     paused: bool = Field(
         False,

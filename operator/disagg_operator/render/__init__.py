@@ -1,6 +1,7 @@
 """Objects of a deployment, from its spec alone: pure functions that return plain dicts."""
 
 from disagg_operator.render.agents import state_types
+from disagg_operator.render.guards import disruption_budget, role_policy, router_policy
 from disagg_operator.render.images import Images
 from disagg_operator.render.pods import pod
 from disagg_operator.render.revisions import revision
@@ -14,11 +15,14 @@ from disagg_operator.render.services import key_secret, peer_service
 
 __all__ = [
     "Images",
+    "disruption_budget",
     "key_secret",
     "peer_service",
     "pod",
     "revision",
+    "role_policy",
     "router_deployment",
+    "router_policy",
     "router_service",
     "router_url",
     "state_types",

@@ -10,13 +10,13 @@ from disagg_operator.render.metadata import digest
 
 # As Kubernetes' own safe encoding: no vowels, so no words, and nothing that reads as a number.
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
-_NOT_PODS = ("paused", "restart", "rollout", "router")
+_NOT_PODS = ("disruption", "network_policy", "paused", "restart", "rollout", "router")
 
 
 def revision(deployment: Deployment, *, images: Images) -> str:
     """Five characters; the same for the same pods, whatever else of the spec changes.
 
-    Not part of it: replicas, paused, restart, rollout, the router (it has a Deployment of its own), and fields left
+    Not part of it: replicas, paused, restart, rollout, what guards the pods, the router (it has a Deployment of its own), and fields left
     at their defaults, so that a new field of a newer operator restarts nothing.
     """
     source = {

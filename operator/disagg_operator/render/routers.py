@@ -17,12 +17,12 @@ from disagg_transfer import contract
 
 Object = dict[str, Any]
 
-_METRICS_PORT = 29000
+METRICS_PORT = 29000
 # A worker is out after two missed checks and in again after one good one. A request is tried once:
 # a second try would pull under a room that may still hold the first one's state.
 _FLAGS = (
     ("--prometheus-host", "0.0.0.0"),  # noqa: S104
-    ("--prometheus-port", str(_METRICS_PORT)),
+    ("--prometheus-port", str(METRICS_PORT)),
     ("--policy", "round_robin"),
     ("--disable-retries",),
     ("--disable-circuit-breaker",),
@@ -161,7 +161,7 @@ def _container(deployment: Deployment, *, revision: str, images: Images) -> Obje
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108
         "ports": [
             {"name": "http", "containerPort": port, "protocol": "TCP"},
-            {"name": "metrics", "containerPort": _METRICS_PORT, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
         ],
         "resources": {
             "requests": {"cpu": "20m", "memory": "128Mi"},

@@ -11,7 +11,14 @@ from disagg_operator import names, render
 from disagg_operator.api.status import DisaggDeploymentStatus
 from disagg_operator.intents import Apply, CreatePod, Delete, EnsureKey
 from disagg_operator.kinds import Kind
-from disagg_operator.observe import AgentView, observe, pod_record, router_record, service_record
+from disagg_operator.observe import (
+    AgentView,
+    guard_record,
+    observe,
+    pod_record,
+    router_record,
+    service_record,
+)
 from disagg_operator.plan import decide
 from disagg_operator.report import Moment, status_of
 from disagg_operator.tally import Tally, advance
@@ -56,6 +63,11 @@ class ClusterModel:
             pods=map(pod_record, self.of(Kind.POD).values()),
             services=map(service_record, self.of(Kind.SERVICE).values()),
             routers=map(router_record, self.of(Kind.DEPLOYMENT).values()),
+            guards=[
+                guard_record(body, kind=kind)
+                for kind in (Kind.DISRUPTION_BUDGET, Kind.NETWORK_POLICY)
+                for body in self.of(kind).values()
+            ],
         )
 
     def decide(self, deployment):
@@ -107,7 +119,7 @@ class ClusterModel:
         for body in self.of(Kind.DEPLOYMENT).values():
             body["status"] = rolled_status(body)
 
-    def converge(self, deployment, *, rounds=12):
+    def converge(self, deployment, *, rounds=60):
         for _ in range(rounds):
             plan = self.decide(deployment)
             if not plan.intents:

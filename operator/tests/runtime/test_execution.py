@@ -68,7 +68,7 @@ async def test_services_come_before_the_key_and_the_key_before_the_pods(executio
     outcome = await execution.run()
     kinds = [kind for _, kind, _ in writer.calls]
     assert kinds[:3] == [Kind.SERVICE, Kind.SERVICE, Kind.SECRET]
-    assert len(outcome.done) == 7
+    assert len(outcome.done) == 11
     assert not outcome.errors
 
 

@@ -211,7 +211,11 @@ class Resource:
     async def children(self):
         """(kind, name, resourceVersion) of everything of ours."""
         core, apps = self.clients.core, self.clients.apps
+        policy = client.PolicyV1Api(core.api_client)
+        network = client.NetworkingV1Api(core.api_client)
         lists = {
+            "budget": await policy.list_namespaced_pod_disruption_budget(self.namespace),
+            "policy": await network.list_namespaced_network_policy(self.namespace),
             "pod": await core.list_namespaced_pod(self.namespace),
             "service": await core.list_namespaced_service(self.namespace),
             "secret": await core.list_namespaced_secret(self.namespace),
@@ -226,7 +230,7 @@ class Resource:
 
     async def written(self):
         """Children that nobody but us writes once they have settled."""
-        return {item for item in await self.children() if item[0] not in {"pod", "replicaset"}}
+        return {item for item in await self.children() if item[0] not in {"budget", "pod", "replicaset"}}
 
     async def events(self):
         found = await self.clients.core.list_namespaced_event(self.namespace)
@@ -272,8 +276,10 @@ async def agents(ready, reported):
 async def test_applied_example_becomes_ready_with_its_children(ready):
     kinds = sorted(kind for kind, _, _ in await ready.children())
     assert kinds == [
+        *["budget"] * 2,
         *["deployment"],
         *["pod"] * 3,
+        *["policy"] * 2,
         *["replicaset"],
         *["secret"],
         *["service"] * 3,

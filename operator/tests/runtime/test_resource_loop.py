@@ -91,7 +91,7 @@ class Harness:
         self.loop = ResourceLoop(
             runtime=self.runtime,
             resource=TINY,
-            snapshot=lambda: Snapshot(body=self.body, pods=(), services=(), routers=()),
+            snapshot=lambda: Snapshot(body=self.body, pods=(), services=(), routers=(), guards=()),
             stopped=lambda: self.stopped,
         )
 
@@ -118,7 +118,7 @@ def ready_condition(status):
 
 async def test_pass_writes_the_children_and_one_status(harness, gateway):
     await harness.run_until(lambda: gateway.statuses)
-    assert gateway.children == 7
+    assert gateway.children == 11
     assert len(gateway.statuses) == 1
     assert gateway.statuses[0]["observedGeneration"] == 3
 
