@@ -44,7 +44,8 @@ RUN pip install --no-deps --no-compile -r /tmp/requirements.txt \
 
 FROM python AS operator
 COPY --from=operator-packages /opt/venv /opt/venv
-COPY transfer/disagg_transfer/__init__.py transfer/disagg_transfer/contract.py /app/disagg_transfer/
+COPY transfer/disagg_transfer/__init__.py transfer/disagg_transfer/contract.py \
+     transfer/disagg_transfer/strict_json.py /app/disagg_transfer/
 COPY operator/disagg_operator /app/disagg_operator
 USER 65532:65532
 ENTRYPOINT ["python3", "-m", "disagg_operator"]

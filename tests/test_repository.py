@@ -2,6 +2,11 @@
 
 import ast
 import operator
+import os
+import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -47,3 +52,26 @@ def test_a_module_is_small_and_named_for_one_idea(module):
 def test_only_the_fabric_and_the_baseline_it_is_measured_against_import_nixl():
     seeing = {path.name for path in MODULES if "nixl_cu1" in path.read_text()}
     assert seeing <= {"nixl_fabric.py", "baseline_nixl.py"}
+
+
+def test_the_operator_starts_with_the_modules_that_its_image_holds(tmp_path):
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    stage = text.partition("AS operator\n")[2].partition("\nFROM")[0]
+    for line in re.findall(r"^COPY (?!--)(.+)$", stage, re.MULTILINE):
+        *sources, target = line.split()
+        for source in map(ROOT.joinpath, sources):
+            copied = tmp_path / target.removeprefix("/app/")
+            if source.is_dir():
+                shutil.copytree(source, copied)
+            else:
+                copied.mkdir(exist_ok=True)
+                shutil.copy(source, copied)
+    done = subprocess.run(
+        [sys.executable, "-c", "import disagg_operator.__main__"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -230,7 +230,9 @@ class Resource:
 
     async def written(self):
         """Children that nobody but us writes once they have settled."""
-        return {item for item in await self.children() if item[0] not in {"budget", "pod", "replicaset"}}
+        return {
+            item for item in await self.children() if item[0] not in {"budget", "pod", "replicaset"}
+        }
 
     async def events(self):
         found = await self.clients.core.list_namespaced_event(self.namespace)
