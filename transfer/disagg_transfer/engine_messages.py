@@ -43,8 +43,11 @@ class Register:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
+    """Answered by Reserved, with extents of these sizes where they are free at once, or none."""
+
     call: Count
     room: Room
+    sizes: Annotated[tuple[Count, ...], Between(0, 4096)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +173,7 @@ class ReservedExtent:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserved:
     call: Count
-    extents: Annotated[tuple[ReservedExtent, ...], Between(1, 4096)]
+    extents: Annotated[tuple[ReservedExtent, ...], Between(0, 4096)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -249,6 +249,30 @@ def test_a_room_cancelled_by_another_thread_fails_the_one_at_work(pair, rooms, k
     assert pair.prefill.report().arena.used == 0
 
 
+def test_memory_may_come_with_the_beginning(pair, rooms):
+    room, payloads = next(rooms), pair.payloads()
+    sizes = [len(data) for data in payloads.values()]
+    extents = pair.p.begin(room, reserve=sizes)
+    assert [extent.nbytes for extent in extents] == sizes
+    for (name, data), extent in zip(payloads.items(), extents, strict=True):
+        extent.view[:] = data
+        last = name == list(payloads)[-1]
+        aux = b"tok" if last else b""
+        pair.p.offer(room, name, extent, items=pair.items[name], last=last, aux=aux)
+    assert take(pair, room, pair.items) == payloads
+    pair.p.wait_released(room, 5)
+
+
+def test_memory_that_is_not_free_does_not_come_with_the_beginning(pair, rooms):
+    for size in (1 << 30, 40 << 20):
+        one, other = next(rooms), next(rooms)
+        pair.p.begin(one, reserve=(40 << 20,))
+        assert pair.p.begin(other, reserve=(size,)) == ()
+        pair.p.abort(one, "done")
+        assert pair.p.reserve(other, 4096, timeout_s=1).nbytes == 4096
+        pair.p.abort(other, "done")
+
+
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory, kit):
     """Arenas of two chunks."""

@@ -148,7 +148,7 @@ def test_an_unknown_message_is_named_with_the_known():
 
 def test_an_engine_s_bad_argument_is_named():
     for bad in (
-        Begin(call=1, room=2**63),
+        Begin(call=1, room=2**63, sizes=()),
         Stream(call=1, room=1, peer="x", expect={"kv": -1}, have={}),
     ):
         with pytest.raises(WireError, match=type(bad).__name__):

@@ -78,10 +78,10 @@ class Decode:
     def engine_unmapped(self, engine: Engine) -> None:
         """A decode engine only reads the arena."""
 
-    async def answer(self, call: Call, send: Send) -> Answer:
+    def answer_now(self, call: Call) -> Answer | None:
         match call:
             case Stream():
-                return await self._stream(call, send)
+                return None
             case ReleaseStream():
                 self._release(call.stream)
             case Abort():
@@ -91,6 +91,10 @@ class Decode:
             case _:
                 raise misuse(f"{type(call).__name__} is a prefill engine's call")
         return Done(call=call.call)
+
+    async def answer(self, call: Call, send: Send) -> Answer:
+        assert isinstance(call, Stream)
+        return await self._stream(call, send)
 
     def take(self, word: Word) -> None:
         pull = self._streams.get(word.stream) if isinstance(word, GiveBack | CloseStream) else None

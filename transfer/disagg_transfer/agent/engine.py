@@ -57,6 +57,9 @@ class Desk(Protocol):
 
     def engine_unmapped(self, engine: Engine) -> None: ...
 
+    def answer_now(self, call: Call) -> Answer | None:
+        """None where `answer` has to wait for something."""
+
     async def answer(self, call: Call, send: Send) -> Answer: ...
 
     def take(self, word: Word) -> None: ...

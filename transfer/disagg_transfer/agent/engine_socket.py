@@ -17,9 +17,10 @@ from typing import Final, Protocol
 from disagg_transfer.agent.engine import Desk, Engine
 from disagg_transfer.agent.lifeline import Lifeline
 from disagg_transfer.agent.ports import Handle, serve, spawning
+from disagg_transfer.agent.relay import misuse
 from disagg_transfer.arena import ArenaMemory
 from disagg_transfer.codec import LENGTH, frame
-from disagg_transfer.contract import ENV_STATE_TYPES, Cause, Role, Stage
+from disagg_transfer.contract import ENV_STATE_TYPES, Role
 from disagg_transfer.engine_messages import (
     ANSWERS,
     CALLS,
@@ -154,6 +155,13 @@ class EngineSocket:
             return
         if isinstance(call, Register):
             raise WireError("an engine registers once per connection")
+        try:
+            answer = self._desk.answer_now(call)
+        except Exception as error:  # noqa: BLE001  (as in _answer)
+            answer = _refusal(call, error)
+        if answer is not None:
+            _send(writer, answer)
+            return
         if len(self._answering) >= MAX_CALLS:
             raise WireError(f"{MAX_CALLS} calls are unanswered already")
         task = asyncio.create_task(self._answer(call, writer))
@@ -161,37 +169,14 @@ class EngineSocket:
         task.add_done_callback(self._answering.discard)
 
     async def _answer(self, call: Call, writer: asyncio.StreamWriter) -> None:
-        def send(answer: Answer) -> None:
-            if not writer.is_closing():
-                writer.write(frame(ANSWERS.encode(answer)))
-
         answer: Answer
         if writer.is_closing():
             return  # this engine has gone since; the call is nobody's, least of all its successor's
         try:
-            answer = await self._desk.answer(call, send)
-        except TransferFailed as failure:
-            answer = Refused(
-                call=call.call,
-                cause=failure.cause,
-                stage=failure.stage,
-                state_type=failure.state_type,
-                component=failure.component,
-                detail=failure.detail[:2048],
-                peer_pod=failure.peer_pod,
-            )
-        except Exception:  # noqa: BLE001  (a call's outermost guard: its engine must get an answer)
-            _log.exception("call %s failed", type(call).__name__)
-            answer = Refused(
-                call=call.call,
-                cause=Cause.PROTOCOL_ERROR,
-                stage=Stage.QUEUE,
-                state_type=None,
-                component=None,
-                detail="the agent failed on this call; its log says why",
-                peer_pod="",
-            )
-        send(answer)
+            answer = await self._desk.answer(call, lambda part: _send(writer, part))
+        except Exception as error:  # noqa: BLE001  (a call's outermost guard: it must be answered)
+            answer = _refusal(call, error)
+        _send(writer, answer)
 
     async def _read(self, reader: asyncio.StreamReader) -> Call | Word:
         (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
@@ -234,6 +219,26 @@ class EngineSocket:
                 f"spec.model.stateTypes ({ENV_STATE_TYPES}) says {', '.join(sorted(wanted))}. "
                 "Correct the resource, or serve the model it describes"
             )
+
+
+def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
+    if not writer.is_closing():
+        writer.write(frame(ANSWERS.encode(answer)))
+
+
+def _refusal(call: Call, error: Exception) -> Refused:
+    if not isinstance(error, TransferFailed):
+        _log.error("call %s failed", type(call).__name__, exc_info=error)
+        error = misuse("the agent failed on this call; its log says why")
+    return Refused(
+        call=call.call,
+        cause=error.cause,
+        stage=error.stage,
+        state_type=error.state_type,
+        component=error.component,
+        detail=error.detail[:2048],
+        peer_pod=error.peer_pod,
+    )
 
 
 def _first(call: Call | Word) -> Register:

@@ -8,8 +8,9 @@ until the engine offers it or says that it stopped.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -102,22 +103,29 @@ class Prefill:
     def engine_unmapped(self, engine: Engine) -> None:
         self._book.settle_orphans(engine.epoch)
 
-    async def answer(self, call: Call, _send: Send) -> Answer:
+    def answer_now(self, call: Call) -> Answer | None:
         match call:
             case Begin():
-                self._book.begin(call.room)
+                return self._begin(call)
             case Reserve():
-                return await self._reserve(call)
+                return self._reserve_now(call)
             case AskWanted():
                 return self._tell_wanted(call)
-            case AwaitRelease():
-                await self._await_release(call)
             case Abort():
                 self._abort(call)
             case Refuse():
                 self._book.give_up(call.room, refused(call.detail))
+            case AwaitRelease():
+                return None
             case _:
                 raise misuse(f"{type(call).__name__} is a decode engine's call")
+        return Done(call=call.call)
+
+    async def answer(self, call: Call, _send: Send) -> Answer:
+        if isinstance(call, Reserve):
+            return await self._reserve(call)
+        assert isinstance(call, AwaitRelease)
+        await self._await_release(call)
         return Done(call=call.call)
 
     def take(self, word: Word) -> None:
@@ -144,24 +152,29 @@ class Prefill:
             raise lease.failure
         return Wanted(call=call.call, have=dict(lease.claim.have) if lease.claim else {})
 
-    async def _reserve(self, call: Reserve) -> Reserved:
+    def _begin(self, call: Begin) -> Reserved:
+        """With the memory the engine asks for, where it is free at once."""
+        self._book.begin(call.room)
+        spans: tuple[Span, ...] | None = None
+        with contextlib.suppress(ArenaFull):  # told to whoever asks for it in earnest
+            spans = self._storage.reserve_now(call.sizes)
+        return _reserved(call.call, self._book.get(call.room), spans or ())
+
+    def _reserve_now(self, call: Reserve) -> Reserved | None:
         lease = self._book.get(call.room)
         if lease.failure is not None:
             raise lease.failure
-        spans = self._storage.reserve_now(call.sizes) or await self._wait_for_room(lease, call)
+        spans = self._storage.reserve_now(call.sizes)
+        return None if spans is None else _reserved(call.call, lease, spans)
+
+    async def _reserve(self, call: Reserve) -> Reserved:
+        lease = self._book.get(call.room)
+        spans = await self._wait_for_room(lease, call)
         if lease.failure is not None or self._book.find(call.room) is not lease:
             for span in spans:
                 self._storage.free(span)
             raise lease.failure or misuse(f"room {call.room} has ended")
-        lease.written.update((span.number, span) for span in spans)
-        lease.moved_at = asyncio.get_running_loop().time()
-        return Reserved(
-            call=call.call,
-            extents=tuple(
-                ReservedExtent(extent=span.number, offset=span.offset, nbytes=span.nbytes)
-                for span in spans
-            ),
-        )
+        return _reserved(call.call, lease, spans)
 
     async def _wait_for_room(self, lease: Lease, call: Reserve) -> tuple[Span, ...]:
         """In turn, for as long as the engine says and the room is under way."""
@@ -288,3 +301,16 @@ class Prefill:
 async def _ended(lease: Lease) -> None:
     while not lease.ended:
         await lease.changed.wait()
+
+
+def _reserved(call: int, lease: Lease, spans: Sequence[Span]) -> Reserved:
+    """The engine writes there from now on."""
+    lease.written.update((span.number, span) for span in spans)
+    lease.moved_at = asyncio.get_running_loop().time()
+    return Reserved(
+        call=call,
+        extents=tuple(
+            ReservedExtent(extent=span.number, offset=span.offset, nbytes=span.nbytes)
+            for span in spans
+        ),
+    )

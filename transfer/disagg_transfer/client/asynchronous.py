@@ -113,8 +113,8 @@ class AsyncAgentClient:
         reader, writer = await asyncio.open_unix_connection(sock=connection.socket)
         return cls(AsyncLine(reader, writer), Conversation(connection.arena, components))
 
-    async def begin(self, room: int) -> None:
-        await self._line.ask(self._conversation.begin(room))
+    async def begin(self, room: int, *, reserve: Sequence[int] = ()) -> tuple[Extent, ...]:
+        return await self._line.ask(self._conversation.begin(room, reserve))
 
     async def reserve(self, room: int, nbytes: int, *, timeout_s: float) -> Extent:
         return (await self.reserve_all(room, (nbytes,), timeout_s=timeout_s))[0]

@@ -59,9 +59,13 @@ class AgentClient:
         )
         return cls(connection, components)
 
-    def begin(self, room: int) -> None:
-        """Prefill starts on this room; TransferFailed when the room is in flight or given up."""
-        self._line.ask(self._conversation.begin(room))
+    def begin(self, room: int, *, reserve: Sequence[int] = ()) -> tuple[Extent, ...]:
+        """Prefill starts on this room; TransferFailed when the room is in flight or given up.
+
+        With `reserve` it is given memory of these sizes where all of it is free at once, else
+        none: a small request then need not ask again when its state is computed.
+        """
+        return self._line.ask(self._conversation.begin(room, reserve))
 
     def reserve(self, room: int, nbytes: int, *, timeout_s: float) -> Extent:
         """Arena memory for one chunk; ArenaFull when none is free in time."""

@@ -79,11 +79,13 @@ class Conversation:
 
     # -- prefill
 
-    def begin(self, room: int) -> Ask[None]:
-        def begun(_done: Any) -> None:
+    def begin(self, room: int, reserve: Sequence[int]) -> Ask[tuple[Extent, ...]]:
+        def begun(answer: Reserved) -> tuple[Extent, ...]:
             self._rooms[room] = _Room()
+            return self._lend(room, answer)
 
-        return self._ask(Begin(call=next(self._calls), room=room), begun)
+        call = Begin(call=next(self._calls), room=room, sizes=tuple(reserve))
+        return self._ask(call, begun)
 
     def reserve(self, room: int, sizes: Sequence[int], timeout_s: float) -> Ask[tuple[Extent, ...]]:
         call = Reserve(
@@ -92,21 +94,7 @@ class Conversation:
             sizes=tuple(sizes),
             timeout_ms=int(timeout_s * 1000),
         )
-
-        def reserved(answer: Reserved) -> tuple[Extent, ...]:
-            extents = tuple(
-                Extent(
-                    extent=each.extent,
-                    room=room,
-                    nbytes=each.nbytes,
-                    view=self.arena[each.offset : each.offset + each.nbytes],
-                )
-                for each in answer.extents
-            )
-            self._begun(room).writing.update(extent.extent for extent in extents)
-            return extents
-
-        return self._ask(call, reserved)
+        return self._ask(call, lambda answer: self._lend(room, answer))
 
     def offer(
         self,
@@ -201,6 +189,19 @@ class Conversation:
 
     def _ask(self, message: Any, read: Callable[[Any], T]) -> Ask[T]:
         return Ask(call=message.call, frame=_encode(message), read=read)
+
+    def _lend(self, room: int, answer: Reserved) -> tuple[Extent, ...]:
+        extents = tuple(
+            Extent(
+                extent=each.extent,
+                room=room,
+                nbytes=each.nbytes,
+                view=self.arena[each.offset : each.offset + each.nbytes],
+            )
+            for each in answer.extents
+        )
+        self._begun(room).writing.update(extent.extent for extent in extents)
+        return extents
 
     def _begun(self, room: int) -> _Room:
         state = self._rooms.get(room)
