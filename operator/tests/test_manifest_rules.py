@@ -91,6 +91,8 @@ ALLOWED = {
             "netDevices": ["mlx5_0:1", "eth0"],
             "dataPorts": "1024-1039",
             "preflight": {"mode": "Required"},
+            "integrity": "Sampled",
+            "sampledPercent": 1,
             "timeouts": {"heartbeat": "300ms"},
             "quarantine": {"percent": 1, "lastingPercent": 100, "lastingTime": "1s"},
         }
@@ -274,6 +276,14 @@ REFUSED = {
     "a share above the whole": (
         {"transfer": {"quarantine": {"percent": 101}}},
         ["spec.transfer.quarantine.percent", "less than or equal to 100"],
+    ),
+    "a measure of RDMA that nobody takes": (
+        {"transfer": {"transport": "RequireRDMA", "preflight": {"mode": "Off"}}},
+        ["transfer.transport RequireRDMA", "preflight.mode Observe or Required, not Off"],
+    ),
+    "all chunks as a sample": (
+        {"transfer": {"sampledPercent": 100}},
+        ["spec.transfer.sampledPercent", "less than or equal to 99"],
     ),
     "a preflight that there is not": (
         {"transfer": {"preflight": {"mode": "Maybe"}}},

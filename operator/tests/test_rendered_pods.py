@@ -100,6 +100,8 @@ def test_agents_are_told_how_to_move_state(pod):
                     "netDevices": ["eth0", "mlx5_0:1"],
                     "dataPorts": "22000-22099",
                     "preflight": {"mode": "Required"},
+                    "integrity": "Sampled",
+                    "sampledPercent": 5,
                     "timeouts": {"heartbeat": "1500ms"},
                     "quarantine": {"percent": 25, "lastingPercent": 5, "lastingTime": "1m"},
                 }
@@ -111,6 +113,7 @@ def test_agents_are_told_how_to_move_state(pod):
     assert told[contract.ENV_NET_DEVICES] == "eth0,mlx5_0:1"
     assert told[contract.ENV_DATA_PORTS] == "22000-22099"
     assert told[contract.ENV_PREFLIGHT] == "required"
+    assert (told[contract.ENV_INTEGRITY], told[contract.ENV_INTEGRITY_RATE]) == ("sampled", "0.05")
     assert json.loads(told[contract.ENV_HEARTBEAT]) == {"limitSeconds": 1.5}
     assert json.loads(told[contract.ENV_QUARANTINE]) == {
         "share": 0.25,
@@ -148,6 +151,8 @@ EXTREMES = {
     "netDevices": ["mlx5_0:1"],
     "dataPorts": "1024-1039",
     "timeouts": {"heartbeat": "300ms"},
+    "integrity": "Sampled",
+    "sampledPercent": 99,
     "quarantine": {"percent": 1, "lastingPercent": 100, "lastingTime": "24h"},
 }
 

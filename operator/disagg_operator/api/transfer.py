@@ -10,6 +10,7 @@ from disagg_operator.api.pods import Resources
 from disagg_operator.api.rules import SET, rules
 from disagg_transfer import contract
 
+_Percent = Annotated[int, Field(ge=1, le=100)]
 _Device = Annotated[str, Field(pattern=transfer_rules.DEVICE, max_length=68)]
 
 
@@ -44,9 +45,6 @@ class PreflightSpec(ApiModel):
         description="Observe: tell what was found. Required: pods are not Ready before every peer"
         " has passed. Off: pull nothing.",
     )
-
-
-_Percent = Annotated[int, Field(ge=1, le=100)]
 
 
 class QuarantineSpec(ApiModel):
@@ -133,8 +131,11 @@ class TransferSpec(ApiModel):
     quarantine: QuarantineSpec = Field(
         QuarantineSpec(), description="When memory that late bytes may reach is too much."
     )
-    integrity: Literal["Always", "Off"] = Field(
-        "Always", description="Whether decode checks a digest of every payload."
+    integrity: Literal["Always", "Sampled", "Off"] = Field(
+        "Always", description="Whether decode checks a digest of every payload, or of some."
+    )
+    sampled_percent: Annotated[int, Field(ge=1, le=99)] = Field(
+        10, description="Share of the chunks that integrity Sampled checks."
     )
     fault_switch: Literal["Disabled", "Enabled"] = Field(
         "Disabled",

@@ -20,6 +20,15 @@ DATA_PORTS_RULE = rule(
     "self",
 )
 
+# At spec, as nested defaults are filled in there only.
+REQUIRED_RDMA_IS_MEASURED_RULE = rule(
+    "!has(self.transfer.transport) || self.transfer.transport != 'RequireRDMA' ||"
+    " self.transfer.preflight.mode != 'Off'",
+    "transfer.transport RequireRDMA needs transfer.preflight.mode Observe or Required, not %s: the"
+    " transport is found out by moving something",
+    "self.transfer.preflight.mode",
+)
+
 # At spec, where both ports are in sight.
 _PORTS = "self.transfer.dataPorts.split('-')"
 ENGINE_OUTSIDE_DATA_PORTS_RULE = rule(

@@ -5,7 +5,7 @@ from typing import Any
 
 from disagg_operator.api.quantities import duration_seconds, quantity_bytes
 from disagg_operator.api.resource import Deployment
-from disagg_operator.api.transfer import QuarantineSpec, Timeouts
+from disagg_operator.api.transfer import QuarantineSpec, Timeouts, TransferSpec
 from disagg_operator.names import CONTAINER_AGENT, PREFILL, role_service_name
 from disagg_operator.render.images import Images, agent_image
 from disagg_operator.render.probes import http_probe
@@ -88,7 +88,7 @@ def _env(slot: Slot, *, arena: int, profile: Profile) -> list[Object]:
         contract.ENV_KEY_FILE: contract.KEY_PATH,
         **_peer_service(slot),
         contract.ENV_TIMEOUTS: _timeouts(transfer.timeouts),
-        contract.ENV_INTEGRITY: contract.Integrity(transfer.integrity.lower()).value,
+        **_integrity(transfer),
         **_transport(deployment, profile=profile),
         contract.ENV_PREFLIGHT: contract.PreflightMode(transfer.preflight.mode.lower()).value,
         contract.ENV_HEARTBEAT: _json(
@@ -115,6 +115,14 @@ def _transport(deployment: Deployment, *, profile: Profile) -> dict[str, str]:
         contract.ENV_NET_DEVICES: ",".join(transfer.net_devices),
         contract.ENV_DATA_PORTS: transfer.data_ports,
     }
+
+
+def _integrity(transfer: TransferSpec) -> dict[str, str]:
+    """The agent refuses a rate where nothing is sampled."""
+    mode = contract.Integrity(transfer.integrity.lower())
+    sampled = mode is contract.Integrity.SAMPLED
+    rate = f"{transfer.sampled_percent / 100:g}" if sampled else ""
+    return {contract.ENV_INTEGRITY: mode.value, contract.ENV_INTEGRITY_RATE: rate}
 
 
 def _quarantine(limits: QuarantineSpec) -> str:
