@@ -32,27 +32,16 @@ FRAMES = 300
 
 
 def registration(role):
-    return CALLS.encode(
-        Register(
-            call=0,
-            protocol=ENGINE_PROTOCOL,
-            role=role,
-            model="m",
-            page_size=16,
-            instance="1",
-            components=(
-                RegisteredComponent(
-                    name="kv", state_type="kv", item_bytes=8, layers=1, dtype="f", page_size=16
-                ),
-            ),
-        )
-    )
+    part = dataclasses.replace(example(RegisteredComponent), state_type="kv")
+    changes = {"protocol": ENGINE_PROTOCOL, "role": role, "components": (part,)}
+    first = {"rank": 0} if hasattr(Register, "rank") else {}
+    return CALLS.encode(dataclasses.replace(example(Register), **changes, **first))
 
 
 def registered(agent, role):
     """A connection of an engine that the agent has taken."""
     door = socket.socket(socket.AF_UNIX)
-    door.settimeout(10)
+    door.settimeout(30)
     door.connect(agent.socket_path)
     door.sendall(frame(registration(role)))
     (length,) = LENGTH.unpack(door.recv(LENGTH.size, socket.MSG_WAITALL))
@@ -106,7 +95,7 @@ def read_frame(door):
 
 def dialed(port):
     """A peer's connection to a prefill agent, and the seal of what it says."""
-    door = socket.create_connection(("127.0.0.1", port), timeout=10)
+    door = socket.create_connection(("127.0.0.1", port), timeout=30)
     hello = hello_of(Role.DECODE)
     door.sendall(frame(HANDSHAKE.encode(hello)))
     script = Transcript(hello=hello, welcome=HANDSHAKE.decode(read_frame(door)))
@@ -153,7 +142,7 @@ def babble(rng, door, seal):
 def test_a_decode_peer_that_talks_nonsense_harms_no_other(tmp_path, rooms, kit):
     rng = Random(7)
     with kit.agents(tmp_path, both={"timeouts": {"default": 2}}) as pair:
-        for _ in range(40):
+        for _ in range(20):
             door, seal = dialed(pair.prefill.control_port)
             with door:
                 babble(rng, door, seal)
@@ -166,7 +155,7 @@ def test_a_decode_peer_that_talks_nonsense_harms_no_other(tmp_path, rooms, kit):
 def test_a_prefill_peer_that_talks_nonsense_harms_no_other(tmp_path, rooms, kit):
     rng = Random(8)
     with socket.create_server(("127.0.0.1", 0)) as evil:
-        evil.settimeout(10)
+        evil.settimeout(30)
         with LocalAgent(tmp_path / "p", role="prefill") as prefill:
             peers = [f"127.0.0.1:{port}" for port in (evil.getsockname()[1], prefill.control_port)]
             with LocalAgent(tmp_path / "d", role="decode", peers=peers) as decode:
@@ -174,7 +163,7 @@ def test_a_prefill_peer_that_talks_nonsense_harms_no_other(tmp_path, rooms, kit)
                 for _ in range(8):
                     door, _ = evil.accept()
                     with door:
-                        door.settimeout(10)
+                        door.settimeout(30)
                         babble(rng, door, accepted(door))
                 pair.round_trip(next(rooms))
                 assert "Traceback" not in decode.log
