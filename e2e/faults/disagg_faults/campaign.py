@@ -151,8 +151,11 @@ class _Campaign:
 
     def _counted(self, pod: str) -> Counted:
         report = self._site.agents[pod].status()
-        transfers = {row.type: row.transfers for row in report.state_types}
-        return Counted(incarnation=report.incarnation, transfers=transfers)
+        return Counted(
+            incarnation=report.incarnation,
+            transfers={row.type: row.transfers for row in report.state_types},
+            failures={row.type: row.failures for row in report.state_types},
+        )
 
     def _count(self, seen: list[Seen]) -> None:
         tally = self._tally

@@ -112,7 +112,7 @@ class Engine:
         return Ending.EXACT
 
     def _offer(self, client: AgentClient, order: Order) -> None:
-        time.sleep(order.lag_s)
+        self._come(order)
         have = client.wanted(order.room) if order.asks else {}
         pieces = cut(order.items, chunk_bytes=order.chunk_bytes, have=have, room=order.room)
         for piece in pieces:
@@ -134,7 +134,7 @@ class Engine:
             time.sleep(order.pace_s)
 
     def _pull(self, client: AgentClient, order: Order) -> Ending:
-        time.sleep(order.lag_s)
+        self._come(order)
         take = self._take_whole if order.whole else self._take_stream
         return Ending.EXACT if take(client, order) else Ending.WRONG
 
@@ -159,6 +159,13 @@ class Engine:
                 exact &= self._same(order, chunk)
                 chunks.append(chunk)
         return exact and self._covers(order, chunks)
+
+    def _come(self, order: Order) -> None:
+        """Late as ordered, with the bytes made by then: making them is no scattering."""
+        due_at = time.monotonic() + order.lag_s
+        for component in order.items:
+            self._content(order, component)
+        time.sleep(max(0.0, due_at - time.monotonic()))
 
     def _same(self, order: Order, chunk: Chunk) -> bool:
         return bool(chunk.view == self._bytes(order, chunk.component, chunk.first, chunk.items))

@@ -12,7 +12,17 @@ from typing import Final
 
 from disagg_faults.model import ITEM_BYTES, NAMES, STATE_TYPES, Piece, cut
 from disagg_faults.orders import Ending, Outcome
-from disagg_faults.plan import DECODE, SHORT_STOP_S, STAGE_S, STANDING, Fault, Kind, Request, Step
+from disagg_faults.plan import (
+    DECODE,
+    SCATTER_S,
+    SHORT_STOP_S,
+    STAGE_S,
+    STANDING,
+    Fault,
+    Kind,
+    Request,
+    Step,
+)
 from disagg_faults.relay import Corruption
 from disagg_transfer.contract import Cause, Stage
 
@@ -60,10 +70,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """What an agent says it has moved whole, by state type, since it started."""
+    """What an agent says it has moved whole, and failed, by state type, since it started."""
 
     incarnation: str
     transfers: Mapping[str, int]
+    failures: Mapping[str, int]
 
 
 def patience_s(step: Step) -> float:
@@ -74,7 +85,7 @@ def patience_s(step: Step) -> float:
     )
     blow_s = sum(fault.after_s + fault.lasting_s + _stall_s(fault) for fault in step.faults)
     restart_s = _RESTART_S if any(_restarts(fault) for fault in step.faults) else 0.0
-    return lag_s + blow_s + restart_s + _STAGES * STAGE_S + SLACK_S
+    return lag_s + blow_s + restart_s + _STAGES * STAGE_S + SCATTER_S + SLACK_S
 
 
 def judge(step: Step, seen: Iterable[Seen], *, struck_at: Mapping[Fault, float]) -> Iterator[str]:
@@ -91,12 +102,32 @@ def judge_counts(
     """Whether an agent that lived through the step has counted what its engine saw."""
     if before.incarnation != after.incarnation:
         return
+    seen = list(seen)
+    yield from _judge_failures(before=before, after=after, seen=seen, pod=pod)
     least = Counter(_types(one for one in seen if _took(one, pod) is True))
     most = least + Counter(_types(one for one in seen if _took(one, pod) is None))
     counted = Counter(after.transfers)
     counted.subtract(before.transfers)
     if any(not least[name] <= counted[name] <= most[name] for name in STATE_TYPES.values()):
         yield f"{pod} counts {dict(counted)} transfers, its engine saw {dict(least)}"
+
+
+def _judge_failures(
+    *, before: Counted, after: Counted, seen: list[Seen], pod: str
+) -> Iterator[str]:
+    """A failure counts once for each state type that it kept back; without one nothing counts.
+
+    Prefill's agent does not count a request that ended before its engine had begun it.
+    """
+    counted = sum(after.failures.values()) - sum(before.failures.values())
+    sides = [side for one in seen for side in (one.prefill, one.decode)]
+    told = [
+        one.decode for one in seen if one.decode is not None and one.decode.ending is Ending.FAILED
+    ]
+    if pod == DECODE and counted < sum(side.cause in set(Cause) for side in told):
+        yield f"{pod} counts {counted} failures, its engine saw {len(told)}"
+    if counted and all(side is not None and side.ending is Ending.EXACT for side in sides):
+        yield f"{pod} counts {counted} failures, and every request was exact"
 
 
 def _types(seen: Iterable[Seen]) -> Iterator[str]:

@@ -16,7 +16,8 @@ from disagg_faults.relay import Blow, Corruption, Direction
 PREFILLS: Final = ("prefill-0", "prefill-1")
 DECODE: Final = "decode-0"
 PODS: Final = (*PREFILLS, DECODE)
-STAGE_S: Final = 3.0  # every deadline of every stage
+STAGE_S: Final = 3.0  # every deadline of every stage but scatter
+SCATTER_S: Final = 6.0  # engines hold chunks for up to 1.6 s, on machines that are busy
 ARENA_BYTES: Final = 64 << 20  # of each agent; the largest request takes a third of it
 SHORT_STOP_S: Final = 0.8  # no deadline is shorter: it must harm nothing
 LONG_STOP_S: Final = (3.5, 5.0)  # past the heartbeat limit
@@ -232,8 +233,8 @@ def _late(dice: random.Random, room: int, faults: tuple[Fault, ...]) -> Request:
     if room % 2:
         return replace(large, prefill=stopped, prefill_lag_s=0.0, decode_lag_s=0.0)
     (other,) = set(PREFILLS) - {stopped}
-    lag_s = dice.uniform(3.4, 4.0)
-    return replace(large, prefill=other, prefill_lag_s=lag_s, decode_lag_s=lag_s, hold_s=2.0)
+    lag_s = dice.uniform(3.7, 4.1)
+    return replace(large, prefill=other, prefill_lag_s=lag_s, decode_lag_s=lag_s, hold_s=1.6)
 
 
 def _items(dice: random.Random) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from disagg_faults.engine_process import EngineProcess
 from disagg_faults.errors import HangError
 from disagg_faults.net import INTERFACE, Host, Network
-from disagg_faults.plan import ARENA_BYTES, DECODE, PODS, PREFILLS, STAGE_S
+from disagg_faults.plan import ARENA_BYTES, DECODE, PODS, PREFILLS, SCATTER_S, STAGE_S
 from disagg_faults.relay import CONNECT_S, FaultyRelay
 from disagg_transfer.local import LocalAgent
 
@@ -114,7 +114,7 @@ class Site:
             pod=pod,
             peers=peers,
             arena_bytes=ARENA_BYTES,
-            timeouts={"default": STAGE_S, "stages": {"queue": STAGE_S}},
+            timeouts={"default": STAGE_S, "stages": {"queue": STAGE_S, "scatter": SCATTER_S}},
             faults=True,
             env=_UCX,
             launch=self.network.hosts[pod].launch,

@@ -195,9 +195,9 @@ def test_patience_grows_with_what_the_step_does():
     assert patience(fault(Kind.KILL_ENGINE)) == pytest.approx(patience() + 10)
 
 
-def counted(kv, *, incarnation="one"):
+def counted(kv, *, incarnation="one", failures=0):
     transfers = {"kv": kv, "mamba": 2 * kv, "none": kv, "nsa": kv, "swa": kv}
-    return Counted(incarnation=incarnation, transfers=transfers)
+    return Counted(incarnation=incarnation, transfers=transfers, failures={"kv": failures})
 
 
 def test_an_agent_must_have_counted_what_its_engine_saw():
@@ -219,8 +219,22 @@ def test_what_arrived_whole_and_was_not_taken_may_have_been_counted():
     for unseen in (dataclasses.replace(EXACT, ending=Ending.DIED), failed("T", stage="scatter")):
         seen = [Seen(request=REQUEST, prefill=failed("EngineLost"), decode=unseen)]
         for kv, words in ((5, 0), (6, 0), (7, 1)):
-            told = judge_counts(before=counted(5), after=counted(kv), seen=seen, pod="decode-0")
+            after = counted(kv, failures=1)
+            told = judge_counts(before=counted(5), after=after, seen=seen, pod="decode-0")
             assert len(list(told)) == words
+
+
+def test_an_agent_must_have_counted_the_failures_that_its_engine_saw_and_no_others():
+    def told(decode, failures, pod="decode-0"):
+        seen = [Seen(request=REQUEST, prefill=EXACT, decode=decode)]
+        after = counted(6 if decode is EXACT or pod != "decode-0" else 5, failures=failures)
+        return list(judge_counts(before=counted(5), after=after, seen=seen, pod=pod))
+
+    assert told(EXACT, 0) == told(failed("PeerLost"), 1) == told(failed("PeerLost"), 4) == []
+    assert told(failed("PeerLost"), 0) == ["decode-0 counts 0 failures, its engine saw 1"]
+    assert told(failed("AgentUnavailable"), 0) == []  # no agent was there to count it
+    assert "every request was exact" in told(EXACT, 2)[0]
+    assert "every request was exact" in told(EXACT, 2, pod="prefill-0")[0]
 
 
 def test_lines_between_the_campaign_and_its_engines_say_the_same_on_both_ends():
