@@ -6,6 +6,7 @@ step and the end of every log. The same seed makes the same plan again.
 
 import argparse
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for step in make_plan(seed=words.seed, requests=words.requests):
             print(step)
         return 0
+    # Ended by a signal, namespaces and processes are ended too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         try:
             tally = run_campaign(
