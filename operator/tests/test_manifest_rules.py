@@ -1,8 +1,11 @@
 """The real API server against a table of manifests: what it refuses, and with which words."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 from kubernetes import client
 from kubernetes.client.rest import ApiException
 
@@ -11,6 +14,8 @@ from disagg_transfer import contract
 
 pytestmark = pytest.mark.api
 
+DOCS = Path(__file__).parents[2] / "docs"
+(ARENA,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "arena.md").read_text(), re.DOTALL)
 H200_ROLE = {"gpusPerNode": 8, "parallelism": {"tp": 8}}
 H200_ROLES = {"prefill": H200_ROLE, "decode": H200_ROLE}
 H200 = {"hardware": {"profile": "h200"}, "engine": {"type": "sglang", "image": "x"}}
@@ -83,6 +88,7 @@ ALLOWED = {
             }
         },
     },
+    "an arena on GPUs that engine and agent share": yaml.safe_load(ARENA)["spec"],
     "an arena as a number": {"transfer": {"arena": {"bytes": 67108864}}},
     "bounds of a rollout": {"rollout": {"maxSurge": "25%", "maxUnavailable": 1}},
     "how state moves": {
@@ -237,6 +243,18 @@ REFUSED = {
     "a deadline for a type that the model lacks": (
         {"transfer": {"timeouts": {"stateTypes": {"mamba": "3s"}}}},
         ["transfer.timeouts.stateTypes", "mamba", 'model.stateTypes ["kv"]'],
+    ),
+    "an arena on a GPU that nobody gives the agent": (
+        {**H200, "roles": H200_ROLES, "transfer": {"arena": {"memory": "Device"}}},
+        ["transfer.arena: ", "memory Device without gpuClaim", "name the claim"],
+    ),
+    "a claim of GPUs for an arena in main memory": (
+        {**H200, "roles": H200_ROLES, "transfer": {"arena": {"gpuClaim": "gpus"}}},
+        ["transfer.arena: ", "memory Host with gpuClaim", "leave it out"],
+    ),
+    "an arena on a GPU where there is none": (
+        {"transfer": {"arena": {"memory": "Device", "gpuClaim": "gpus"}}},
+        ["transfer.arena.memory Device", "hardware.profile is cpu", "h200"],
     ),
     "an arena that is no quantity": (
         {"transfer": {"arena": {"bytes": "12Q"}}},

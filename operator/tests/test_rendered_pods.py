@@ -8,6 +8,7 @@ from disagg_operator import names, render
 from disagg_transfer import contract
 from disagg_transfer import settings as agent_settings
 
+CLAIM = {"name": "gpus", "resourceClaimTemplateName": "eight-gpus"}
 H200 = {
     "hardware": {"profile": "h200"},
     "engine": {"type": "sglang", "image": "sglang:1"},
@@ -179,6 +180,26 @@ def test_the_agents_memory_holds_its_arena(pod):
     resources = agent(pod(transfer={"arena": {"bytes": "1Gi"}}))["resources"]
     assert resources["requests"]["memory"] == "1024Mi"
     assert resources["limits"]["memory"] == "1536Mi"
+
+
+def test_an_arena_on_the_gpu_takes_a_claim_that_engine_and_agent_share(pod):
+    role = {
+        "gpusPerNode": 8,
+        "parallelism": {"tp": 8},
+        "template": {"spec": {"resourceClaims": [CLAIM]}},
+    }
+    arena = {"memory": "Device", "gpuClaim": "gpus", "bytes": "2Gi"}
+    made = pod(**H200, **on_roles(**role), transfer={"arena": arena})
+    assert made["spec"]["resourceClaims"] == [CLAIM]
+    for container in (engine(made), agent(made)):
+        assert container["resources"]["claims"] == [{"name": "gpus"}]
+        assert "nvidia.com/gpu" not in container["resources"].get("limits", {})
+    assert env(agent(made))[contract.ENV_ARENA_MEMORY] == "device"
+    assert agent(made)["resources"]["limits"]["memory"] == "512Mi"  # none for the arena
+    plain = pod(**H200, **on_roles(gpusPerNode=8, parallelism={"tp": 8}))
+    assert engine(plain)["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert env(agent(plain))[contract.ENV_ARENA_MEMORY] == "host"
+    assert "claims" not in engine(plain)["resources"]
 
 
 def test_the_reference_engine_gets_its_command_and_the_manifests_arguments_last(pod):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from disagg_transfer import contract
-from disagg_transfer.errors import FabricError, SettingsError
+from disagg_transfer.errors import DeviceError, FabricError, SettingsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def _serve() -> int:
     try:
         settings = from_environment(os.environ)
         asyncio.run(_until_signal(Agent(settings).run()))
-    except (SettingsError, FabricError) as error:
+    except (SettingsError, DeviceError, FabricError) as error:
         print(f"disagg-agent: {error}", file=sys.stderr)
         return 2
     return 0

@@ -29,6 +29,7 @@ ENV_SOCKET: Final = "DISAGG_SOCKET"
 ENV_CONTROL_PORT: Final = "DISAGG_CONTROL_PORT"
 ENV_HTTP_PORT: Final = "DISAGG_HTTP_PORT"
 ENV_ARENA_BYTES: Final = "DISAGG_ARENA_BYTES"
+ENV_ARENA_MEMORY: Final = "DISAGG_ARENA_MEMORY"
 ENV_KEY_FILE: Final = "DISAGG_KEY_FILE"
 ENV_PEER_SERVICE: Final = "DISAGG_PEER_SERVICE"
 ENV_TIMEOUTS: Final = "DISAGG_TIMEOUTS"
@@ -67,6 +68,13 @@ class Integrity(StrEnum):
     ALWAYS = "always"
     SAMPLED = "sampled"  # ENV_INTEGRITY_RATE of all chunks
     OFF = "off"
+
+
+class MemoryKind(StrEnum):
+    """Where the arena is."""
+
+    HOST = "host"
+    DEVICE = "device"  # on the GPU of the engine
 
 
 class FaultSwitch(StrEnum):

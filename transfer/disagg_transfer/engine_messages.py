@@ -141,12 +141,23 @@ class ReleaseStream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemory:
+    """Where an arena on a GPU is, and the handle by which another process opens it."""
+
+    uuid: Name
+    handle: Annotated[bytes, Between(64, 64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """The descriptors of the arena and of its lifeline travel beside this frame (SCM_RIGHTS)."""
+    """Beside this frame travel the descriptors (SCM_RIGHTS) of the arena, where that is in host
+    memory, and of its lifeline.
+    """
 
     call: Count
     arena_bytes: Count
     epoch: Count
+    gpu: GpuMemory | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ TransferError
 ├── AgentUnavailableError   no agent answered on the socket in time
 ├── RegistrationError       the agent refuses this engine
 │   └── UnknownStateTypeError
+├── DeviceError             a GPU, or what is asked of one, is not there
 ├── ReshardingError         a state cannot be shared out over so many ranks
 └── TransferFailed          one request ended, with its cause and stage
     └── ArenaFull
@@ -60,6 +61,10 @@ class RegistrationError(TransferError):
 
 
 class UnknownStateTypeError(RegistrationError):
+    pass
+
+
+class DeviceError(TransferError):
     pass
 
 

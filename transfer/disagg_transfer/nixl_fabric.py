@@ -5,10 +5,14 @@ class fixes `pthrDelay` to 0, and that thread then burns a core in an idle agent
 against 1.5 % at 1000 us). `nixl_cu13`, because `import nixl` may import torch, whose own UCX can
 abort the process. NIXL has no abort: a released handle's bytes may still land, so `release` is
 for handles in a terminal state only.
+
+A region lies in host memory or on a GPU. Descriptors name that of the peer too, so it travels
+before NIXL's own metadata: the peer's number of its GPU, or none.
 """
 
 import contextlib
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, NewType
@@ -24,6 +28,8 @@ except ImportError:
 Handle = NewType("Handle", int)
 
 PROGRESS_DELAY_US: Final = 1000
+_PLACE: Final = struct.Struct("!h")
+_HOST: Final = -1
 
 _ERRORS: Final = tuple(
     getattr(nixl, name) for name in dir(nixl) if name.startswith("nixl") and name.endswith("Error")
@@ -58,9 +64,21 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 class Fabric:
-    """One NIXL agent with one registered region. Every method belongs to one thread."""
+    """One NIXL agent with one registered region. Every method belongs to one thread.
 
-    def __init__(self, name: str, *, base: int, size: int, ucx: UcxSettings, passive: bool) -> None:
+    `gpu` is the number, in this process, of the GPU that the region lies on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        base: int,
+        size: int,
+        ucx: UcxSettings,
+        passive: bool,
+        gpu: int | None = None,
+    ) -> None:
         """`passive`: others read from here. A side that only reads progresses by its own polling.
 
         With a progress thread as well, the two contend for the same bytes: measured on two busy
@@ -72,32 +90,40 @@ class Fabric:
         config.syncMode = nixl.NIXL_THREAD_SYNC_NONE
         config.pthrDelay = PROGRESS_DELAY_US
         self.name = name
+        self._place = _HOST if gpu is None else gpu
+        self._places: dict[str, int] = {}  # of the peers' regions
         action = f"create the NIXL agent ({ucx}; UCX has logged what this machine has)"
         with _environment(ucx.environment), _translated(action):
             self._agent: Any = nixl.nixlAgent(name, config)
             self._backend = self._agent.createBackend("UCX", {"engine_config": ucx.engine_config})
-            region = nixl.nixlRegDList(nixl.DRAM_SEG, [(base, size, 0, b"")])
+            region = nixl.nixlRegDList(
+                _segment(self._place), [(base, size, max(self._place, 0), b"")]
+            )
             self._agent.registerMem(region, [self._backend])
-            self.metadata: bytes = self._agent.getLocalMD()
+            self.metadata: bytes = _PLACE.pack(self._place) + self._agent.getLocalMD()
 
     def add_peer(self, name: str, metadata: bytes) -> None:
         """Load a peer; its metadata must carry the name that its session authenticated."""
+        if len(metadata) < _PLACE.size:
+            raise FabricError(f"metadata of {name} is {len(metadata)} bytes, which is none")
         with _translated(f"load metadata of {name}"):
-            told = self._agent.loadRemoteMD(metadata)
+            told = self._agent.loadRemoteMD(metadata[_PLACE.size :])
         said = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
         if said != name:
             self.remove_peer(said)
             raise FabricError(f"metadata names {said!r}, the session says {name!r}")
+        (self._places[name],) = _PLACE.unpack_from(metadata)
 
     def remove_peer(self, name: str) -> None:
+        self._places.pop(name, None)
         with _translated(f"remove {name}"):
             self._agent.invalidateRemoteMD(name)
 
     def read(self, peer: str, *, local: int, remote: int, nbytes: int) -> Handle:
         """A READ, not posted yet. Addresses outside a registered region are refused here."""
         with _translated(f"prepare a read from {peer}"):
-            here = nixl.nixlXferDList(nixl.DRAM_SEG, [(local, nbytes, 0)])
-            there = nixl.nixlXferDList(nixl.DRAM_SEG, [(remote, nbytes, 0)])
+            here = _descriptor(self._place, local, nbytes)
+            there = _descriptor(self._places.get(peer, _HOST), remote, nbytes)
             return Handle(
                 self._agent.createXferReq(nixl.NIXL_READ, here, there, peer, "", [self._backend])
             )
@@ -120,3 +146,11 @@ class Fabric:
         if status == nixl.NIXL_IN_PROG:
             return Progress.ACTIVE
         raise FabricError(f"NIXL status {status}")
+
+
+def _segment(place: int) -> Any:
+    return nixl.DRAM_SEG if place == _HOST else nixl.VRAM_SEG
+
+
+def _descriptor(place: int, address: int, nbytes: int) -> Any:
+    return nixl.nixlXferDList(_segment(place), [(address, nbytes, max(place, 0))])

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from disagg_transfer import contract
 from disagg_transfer.arena import ALIGNMENT
-from disagg_transfer.contract import FaultSwitch, Integrity, Role, Stage
+from disagg_transfer.contract import FaultSwitch, Integrity, MemoryKind, Role, Stage
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
 from disagg_transfer.integrity import Sampling
@@ -60,6 +60,7 @@ class Settings:
     control_port: int  # 0: any free one
     http_port: int  # 0: any free one
     arena_bytes: int
+    arena_memory: MemoryKind
     key_file: Path
     keys: tuple[bytes, ...]  # newest first; the file is read again while the agent runs
     peer_services: tuple[Address, ...]
@@ -94,6 +95,7 @@ def from_environment(env: Mapping[str, str]) -> Settings:
         control_port=_number(env, contract.ENV_CONTROL_PORT, contract.CONTROL_PORT, 0, 65535),
         http_port=_number(env, contract.ENV_HTTP_PORT, contract.HTTP_PORT, 0, 65535),
         arena_bytes=-(-arena_bytes // ALIGNMENT) * ALIGNMENT,
+        arena_memory=_member(env, contract.ENV_ARENA_MEMORY, MemoryKind, MemoryKind.HOST),
         key_file=_key_file(env),
         keys=read_keys(_key_file(env)),
         peer_services=_peers(env),

@@ -40,7 +40,7 @@ def late(tmp_path, kit):
 
 
 def arena_of(client):
-    return client._conversation.arena
+    return client.arena
 
 
 def not_ready(agent):

@@ -33,7 +33,7 @@ class Hosts:
 
     @property
     def arena(self):
-        return self.d._conversation.arena
+        return self.d.arena
 
     def report(self):
         """By the admin socket: HTTP is on the other host."""

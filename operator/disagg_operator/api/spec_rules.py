@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from disagg_operator.api.owned import OWNED_FLAGS, OWNED_ROUTER_FLAGS
 from disagg_operator.api.rules import Rule, cel_list, rule
 from disagg_operator.api.transfer_rules import (
+    ARENA_RULES,
     ENGINE_OUTSIDE_DATA_PORTS_RULE,
     REQUIRED_RDMA_IS_MEASURED_RULE,
 )
@@ -116,6 +117,7 @@ SPEC_RULES = (
     _IMAGE_RULE,
     _BOTH_ROLES_RULE,
     _TIMEOUT_KEYS_RULE,
+    *ARENA_RULES,
     ENGINE_OUTSIDE_DATA_PORTS_RULE,
     REQUIRED_RDMA_IS_MEASURED_RULE,
     *(item for role in ROLES for item in _parallelism_rules(role)),

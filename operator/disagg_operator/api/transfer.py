@@ -30,6 +30,18 @@ class AgentSpec(ApiModel):
 class ArenaSpec(ApiModel):
     """The memory that payloads pass through."""
 
+    memory: Literal["Host", "Device"] = Field(
+        "Host",
+        description="Host: main memory. Device: memory of the GPUs, which engine and agent share by"
+        " gpuClaim.",
+    )
+    gpu_claim: str | None = Field(
+        None,
+        min_length=1,
+        max_length=63,
+        description="With memory Device: the claim in both roles' template.spec.resourceClaims that"
+        " has the GPUs. Engine and agent get it instead of nvidia.com/gpu.",
+    )
     bytes: Bytes | None = Field(
         None,
         description="Its size, such as 4Gi: room for the requests in flight at once. 64Mi with"

@@ -37,3 +37,19 @@ ENGINE_OUTSIDE_DATA_PORTS_RULE = rule(
     "self.engine.port",
     "self.transfer.dataPorts",
 )
+_ARENA = "self.transfer.arena"
+ARENA_RULES = (
+    rule(
+        f"({_ARENA}.memory == 'Device') == has({_ARENA}.gpuClaim)",
+        "transfer.arena: memory %s %s gpuClaim: with Device name the claim of the GPUs, which engine"
+        " and agent share; with Host leave it out",
+        f"{_ARENA}.memory",
+        f"has({_ARENA}.gpuClaim) ? 'with' : 'without'",
+    ),
+    rule(
+        f"{_ARENA}.memory == 'Host' || self.hardware.profile == 'h200'",
+        "transfer.arena.memory Device needs GPUs, hardware.profile is %s; set it to h200, or memory"
+        " to Host",
+        "self.hardware.profile",
+    ),
+)

@@ -41,7 +41,10 @@ def agent_container(slot: Slot, *, profile: Profile, images: Images) -> Object:
             {"name": "agent-http", "containerPort": port, "protocol": "TCP"},
         ],
         "resources": agent_resources(
-            spec.transfer.agent.resources, arena_bytes=arena, devices=profile.agent_devices
+            spec.transfer.agent.resources,
+            arena_bytes=arena if spec.transfer.arena.memory == "Host" else 0,
+            devices=profile.agent_devices,
+            claims=profile.claims,
         ),
         "startupProbe": http_probe(contract.PATH_STARTED, port, budget_s=60, period_s=1),
         "readinessProbe": http_probe(contract.PATH_READY, port, budget_s=4),
@@ -85,6 +88,7 @@ def _env(slot: Slot, *, arena: int, profile: Profile) -> list[Object]:
         contract.ENV_CONTROL_PORT: str(contract.CONTROL_PORT),
         contract.ENV_HTTP_PORT: str(contract.HTTP_PORT),
         contract.ENV_ARENA_BYTES: str(arena),
+        contract.ENV_ARENA_MEMORY: contract.MemoryKind(transfer.arena.memory.lower()).value,
         contract.ENV_KEY_FILE: contract.KEY_PATH,
         **_peer_service(slot),
         contract.ENV_TIMEOUTS: _timeouts(transfer.timeouts),

@@ -35,6 +35,7 @@ def engine_container(slot: Slot, *, profile: Profile, images: Images) -> Object:
             slot.role_spec.resources,
             reference=spec.engine.type == "reference",
             devices=profile.engine_devices,
+            claims=profile.claims,
         ),
         "startupProbe": http_probe(
             "/health", spec.engine.port, budget_s=_START_BUDGET_S[spec.engine.type]

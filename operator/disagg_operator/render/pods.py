@@ -23,7 +23,11 @@ def pod(
 ) -> Object:
     """One pod of a group; immutable, so a changed spec means another revision."""
     slot = Slot(deployment=deployment, role=role, group=group, rank=rank, revision=revision)
-    hardware = profile(deployment.spec.hardware.profile, role=slot.role_spec)
+    hardware = profile(
+        deployment.spec.hardware.profile,
+        role=slot.role_spec,
+        gpu_claim=deployment.spec.transfer.arena.gpu_claim,
+    )
     defaults = {"spec": _defaults(slot, profile=hardware, images=images)}
     layered = merged(merged(defaults, _overlay(slot)), _owned(slot, profile=hardware))
     return {

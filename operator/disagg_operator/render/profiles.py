@@ -50,11 +50,12 @@ class Profile:
     engine_env: tuple[tuple[str, str], ...] = ()
     shared_memory: str = ""
     arena_bytes: int
+    claims: tuple[str, ...] = ()  # of the pod, that engine and agent share
     transport: str  # of spec.transfer, when it says nothing
 
 
-def profile(name: str, *, role: RoleSpec) -> Profile:
-    return _h200(role) if name == "h200" else _CPU
+def profile(name: str, *, role: RoleSpec, gpu_claim: str | None) -> Profile:
+    return _h200(role, gpu_claim) if name == "h200" else _CPU
 
 
 _CPU = Profile(
@@ -71,8 +72,9 @@ _CPU = Profile(
 )
 
 
-def _h200(role: RoleSpec) -> Profile:
-    engine: Object = {_GPU: role.gpus_per_node}
+def _h200(role: RoleSpec, gpu_claim: str | None) -> Profile:
+    # A device plugin gives a whole GPU to one container; only a claim can be shared.
+    engine: Object = {} if gpu_claim else {_GPU: role.gpus_per_node}
     if role.nodes_per_replica > 1:
         engine[_RDMA] = 1
     return Profile(
@@ -81,6 +83,7 @@ def _h200(role: RoleSpec) -> Profile:
         agent_security={**_LOCKING, "readOnlyRootFilesystem": True},
         engine_devices=engine,
         agent_devices={_RDMA: 1},
+        claims=(gpu_claim,) if gpu_claim else (),
         pod_fields={
             "affinity": _on_products(),
             "tolerations": [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}],

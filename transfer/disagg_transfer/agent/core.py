@@ -17,13 +17,13 @@ from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.http import Http
 from disagg_transfer.agent.key_ring import KeyRing
 from disagg_transfer.agent.landing import Tools
+from disagg_transfer.agent.memory import fabric_of, open_memory
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.outcomes import Changes, Outcomes
 from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.prefill import Prefill
 from disagg_transfer.agent.session import fabric_name
 from disagg_transfer.agent.storage import Storage
-from disagg_transfer.arena import ArenaMemory
 from disagg_transfer.contract import (
     REPORT_VERSION,
     ArenaReport,
@@ -56,18 +56,20 @@ class Agent:
             pod=settings.pod,
             incarnation=secrets.token_hex(6),
         )
-        memory = ArenaMemory(settings.arena_bytes)
+        memory = open_memory(settings.arena_memory, settings.arena_bytes, local_rank=0)
         self._lane = Lane(
             fabric_name(self._us),
             base=memory.base,
             size=memory.size,
             ucx=settings.ucx,
             passive=settings.role is Role.PREFILL,
+            open_fabric=fabric_of(memory),
         )
         self._metrics = Metrics()
         self._changes = Changes()
         self._outcomes = Outcomes(self._metrics, self._changes)
         self._faults = Faults(settings.fault_switch)
+        self._memory = memory
         self._storage = Storage(memory, limits=settings.quarantine)
         self._engine: Engine | None = None
         self._refusal = ""  # why the newest engine was not taken; empty once one is
@@ -136,7 +138,7 @@ class Agent:
         sockets = EngineSocket(
             role=settings.role,
             state_types=settings.state_types,
-            memory=self._storage.memory,
+            memory=self._memory,
             desk=self._desk,
             registrar=self,
             refused=refused,

@@ -16,9 +16,9 @@ from typing import Final, Protocol
 
 from disagg_transfer.agent.engine import Desk, Engine
 from disagg_transfer.agent.lifeline import Lifeline
+from disagg_transfer.agent.memory import RankMemory, shown
 from disagg_transfer.agent.ports import Handle, serve, spawning
 from disagg_transfer.agent.relay import misuse
-from disagg_transfer.arena import ArenaMemory
 from disagg_transfer.codec import LENGTH, frame
 from disagg_transfer.contract import ENV_STATE_TYPES, Role
 from disagg_transfer.engine_messages import (
@@ -66,7 +66,7 @@ class EngineSocket:
         *,
         role: Role,
         state_types: frozenset[str],
-        memory: ArenaMemory,
+        memory: RankMemory,
         desk: Desk,
         registrar: Registrar,
         refused: Callable[[str], None],
@@ -144,10 +144,11 @@ class EngineSocket:
 
     def _send_arena(self, call: int, engine: Engine, writer: asyncio.StreamWriter) -> None:
         """Nothing has been written yet, so the bytes may pass by the transport's buffer."""
-        answer = Registered(call=call, arena_bytes=self._memory.size, epoch=engine.epoch)
+        fds, gpu = shown(self._memory)
+        size, epoch = self._memory.size, engine.epoch
+        answer = Registered(call=call, arena_bytes=size, epoch=epoch, gpu=gpu)
         with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as plain:
-            fds = [self._memory.fd, engine.lifeline.theirs]
-            socket.send_fds(plain, [frame(ANSWERS.encode(answer))], fds)
+            socket.send_fds(plain, [frame(ANSWERS.encode(answer))], [*fds, engine.lifeline.theirs])
 
     def _take(self, call: Call | Word, writer: asyncio.StreamWriter) -> None:
         if isinstance(call, WORDS):

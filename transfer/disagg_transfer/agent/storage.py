@@ -11,16 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import xxhash
-
 from disagg_transfer.agent.quarantine import Quarantine
-from disagg_transfer.arena import ALIGNMENT, ArenaMemory, Extents, Span
+from disagg_transfer.arena import ALIGNMENT, Extents, Memory, Span
 from disagg_transfer.contract import ENV_ARENA_BYTES, Cause, Stage
 from disagg_transfer.errors import ArenaFull
 from disagg_transfer.limits import QuarantineLimits
 
 MAX_WAITING: Final = 1024  # beyond this the arena says full at once: back-pressure, not a queue
-_INLINE_DIGEST_BYTES: Final = 256 << 10  # under 50 us; a thread hop costs more
 
 
 Turn = asyncio.Future[tuple[Span, ...]]
@@ -35,7 +32,7 @@ class _Waiting:
 
 
 class Storage:
-    def __init__(self, memory: ArenaMemory, *, limits: QuarantineLimits) -> None:
+    def __init__(self, memory: Memory, *, limits: QuarantineLimits) -> None:
         self.memory = memory
         self._quarantine = Quarantine(limits, arena_bytes=memory.size)
         self._extents = Extents(memory.size)
@@ -91,19 +88,19 @@ class Storage:
         self._quarantine.take(span)
         self._grant()
 
-    def bytes_of(self, span: Span) -> memoryview:
-        return self.memory.bytes_of(span)
+    def write(self, span: Span, data: bytes) -> None:
+        self.memory.write(span, data)
 
     def zero(self, span: Span) -> None:
-        self.bytes_of(span)[:] = bytes(span.nbytes)
+        self.memory.zero(span)
 
     async def digest(self, span: Span) -> bytes:
         found = self.digest_now(span)
-        return await asyncio.to_thread(_digest, self.bytes_of(span)) if found is None else found
+        return await asyncio.to_thread(self.memory.digest, span) if found is None else found
 
     def digest_now(self, span: Span) -> bytes | None:
         """None where it would hold the loop up."""
-        return _digest(self.bytes_of(span)) if span.nbytes <= _INLINE_DIGEST_BYTES else None
+        return self.memory.digest(span) if span.nbytes <= self.memory.inline_digest_bytes else None
 
     def _refuse_impossible(self, sizes: Sequence[int]) -> None:
         total = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
@@ -141,7 +138,3 @@ class Storage:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _digest(view: memoryview) -> bytes:
-    return xxhash.xxh3_128_digest(view)

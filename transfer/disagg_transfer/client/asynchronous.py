@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from disagg_transfer.client import registration
+from disagg_transfer.client.arena import OpenOnGpu
 from disagg_transfer.client.conversation import (
     Ask,
     Conversation,
@@ -89,6 +90,10 @@ class AsyncAgentClient:
     def lost(self) -> asyncio.Event:
         return self._line.lost
 
+    @property
+    def arena(self) -> memoryview:
+        return self._conversation.arena.whole
+
     @classmethod
     async def connect(
         cls,
@@ -99,6 +104,7 @@ class AsyncAgentClient:
         components: Sequence[Component],
         page_size: int,
         timeout_s: float,
+        on_gpu: OpenOnGpu | None = None,
     ) -> "AsyncAgentClient":
         """RegistrationError when the agent refuses, AgentUnavailableError when it is late."""
         connection = await asyncio.to_thread(
@@ -109,6 +115,7 @@ class AsyncAgentClient:
             components=components,
             page_size=page_size,
             timeout_s=timeout_s,
+            on_gpu=on_gpu,
         )
         reader, writer = await asyncio.open_unix_connection(sock=connection.socket)
         return cls(AsyncLine(reader, writer), Conversation(connection.arena, components))

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from disagg_transfer.client import registration
+from disagg_transfer.client.arena import OpenOnGpu
 from disagg_transfer.client.conversation import (
     Conversation,
     misused,
@@ -34,6 +35,11 @@ class AgentClient:
     def lost(self) -> threading.Event:
         return self._line.lost
 
+    @property
+    def arena(self) -> memoryview:
+        """All of the arena, for an engine that registers it with CUDA; empty if it is on a GPU."""
+        return self._conversation.arena.whole
+
     @classmethod
     def connect(
         cls,
@@ -44,8 +50,11 @@ class AgentClient:
         components: Sequence[Component],
         page_size: int,
         timeout_s: float,
+        on_gpu: OpenOnGpu | None = None,
     ) -> "AgentClient":
         """Register with the agent, retrying until its socket is there.
+
+        `on_gpu` opens the agent's arena where that is on a GPU: engines.cuda.DeviceArena.
 
         Raises RegistrationError when the agent refuses, AgentUnavailableError when it is late.
         """
@@ -56,6 +65,7 @@ class AgentClient:
             components=components,
             page_size=page_size,
             timeout_s=timeout_s,
+            on_gpu=on_gpu,
         )
         return cls(connection, components)
 

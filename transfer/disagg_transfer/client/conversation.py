@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
+from disagg_transfer.client.arena import ArenaView
 from disagg_transfer.client.values import Component, Extent
 from disagg_transfer.codec import LENGTH, frame
 from disagg_transfer.contract import Cause, Stage
@@ -67,7 +68,7 @@ class _Room:
 
 
 class Conversation:
-    def __init__(self, arena: memoryview, components: Sequence[Component]) -> None:
+    def __init__(self, arena: ArenaView, components: Sequence[Component]) -> None:
         self.arena = arena
         self.components = {component.name: component for component in components}
         self._calls = itertools.count(1)
@@ -75,7 +76,7 @@ class Conversation:
 
     def leave(self) -> None:
         """The client's part in the arena's mapping ends; views have theirs."""
-        self.arena = memoryview(b"")
+        self.arena.leave()
 
     # -- prefill
 
@@ -196,7 +197,8 @@ class Conversation:
                 extent=each.extent,
                 room=room,
                 nbytes=each.nbytes,
-                view=self.arena[each.offset : each.offset + each.nbytes],
+                view=self.arena.host(each.offset, each.nbytes),
+                on_gpu=self.arena.gpu(each.offset, each.nbytes),
             )
             for each in answer.extents
         )

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
-from disagg_transfer.client.conversation import Ask, Conversation
+from disagg_transfer.client.conversation import Ask, Conversation, misused
 from disagg_transfer.client.values import Arrival, Chunk, Payload
 from disagg_transfer.engine_messages import Arrived, ArrivedChunk
 from disagg_transfer.errors import TransferFailed
@@ -55,7 +55,8 @@ class Intake:
             first=chunk.first,
             items=chunk.items,
             skip=chunk.skip,
-            view=self._conversation.arena[chunk.offset : chunk.offset + chunk.nbytes],
+            view=self._conversation.arena.host(chunk.offset, chunk.nbytes),
+            on_gpu=self._conversation.arena.gpu(chunk.offset, chunk.nbytes),
         )
 
     def done_with_current(self) -> bytes:
@@ -103,6 +104,8 @@ class Collector:
         self._chunks: dict[str, list[Chunk]] = {name: [] for name in expect}
 
     def add(self, chunk: Chunk) -> None:
+        if chunk.on_gpu is not None:
+            raise misused("pull() copies to host memory, the arena is on a GPU: use stream()")
         size, name = self._item_bytes[chunk.component], chunk.component
         if name not in self._memory:
             self._memory[name] = memoryview(bytearray(self._expect[name] * size))

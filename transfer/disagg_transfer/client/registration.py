@@ -1,19 +1,18 @@
 """The first exchange with the agent: who this engine is, and the arena in return.
 
-The arena comes as a file descriptor beside the answer and is mapped once; every view is a slice
-of that mapping.
+The arena comes as a file descriptor beside the answer, or as a handle in it when it is on a GPU,
+and is mapped once; every view is a slice of that mapping.
 """
 
-import mmap
 import os
 import socket
 import time
 import uuid
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from disagg_transfer.client.arena import ArenaView, OpenOnGpu
 from disagg_transfer.client.values import Component
 from disagg_transfer.codec import LENGTH, frame
 from disagg_transfer.engine_messages import (
@@ -41,7 +40,7 @@ _INSTANCE: Final = uuid.uuid4().hex
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
     socket: socket.socket
-    arena: memoryview
+    arena: ArenaView
 
 
 def connect(
@@ -52,6 +51,7 @@ def connect(
     components: Sequence[Component],
     page_size: int,
     timeout_s: float,
+    on_gpu: OpenOnGpu | None = None,
 ) -> Connection:
     """Register with the agent, retrying until its socket is there. Blocking.
 
@@ -69,7 +69,7 @@ def connect(
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return _register(path, register, deadline - time.monotonic())
+            return _register(path, register, deadline - time.monotonic(), on_gpu)
         except OSError as error:
             if time.monotonic() + _RETRY_S >= deadline:
                 raise AgentUnavailableError(
@@ -78,13 +78,15 @@ def connect(
         time.sleep(_RETRY_S)
 
 
-def _register(path: str, register: Register, timeout_s: float) -> Connection:
+def _register(
+    path: str, register: Register, timeout_s: float, on_gpu: OpenOnGpu | None
+) -> Connection:
     plain = socket.socket(socket.AF_UNIX)
     try:
         plain.settimeout(max(timeout_s, _RETRY_S))
         plain.connect(path)
         plain.sendall(frame(CALLS.encode(register)))
-        arena = _receive_arena(plain)
+        arena = _receive_arena(plain, on_gpu)
         plain.settimeout(None)
     except BaseException:
         plain.close()
@@ -103,7 +105,7 @@ def _registered(component: Component) -> RegisteredComponent:
     )
 
 
-def _receive_arena(plain: socket.socket) -> memoryview:
+def _receive_arena(plain: socket.socket, on_gpu: OpenOnGpu | None) -> ArenaView:
     """The registration's answer; it is the only frame that carries a descriptor."""
     head, fds, _, _ = socket.recv_fds(plain, LENGTH.size, 2, socket.MSG_CMSG_CLOEXEC)
     try:
@@ -117,23 +119,25 @@ def _receive_arena(plain: socket.socket) -> memoryview:
         if isinstance(answer, Rejected):
             kind = UnknownStateTypeError if answer.unknown_state_type else RegistrationError
             raise kind(answer.detail)
-        if not isinstance(answer, Registered) or len(fds) != 2:
+        if not isinstance(answer, Registered) or len(fds) != (2 if answer.gpu is None else 1):
             raise WireError(f"the agent answered {type(answer).__name__} to Register")
-        return _map_arena(fds[0], answer.arena_bytes, lifeline=fds[1])
+        return _arena(answer, fds, on_gpu)
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _map_arena(arena: int, size: int, *, lifeline: int) -> memoryview:
-    """Map it; `lifeline` is closed with the mapping, when the last view of it is gone.
-
-    That tells the agent that nothing of this process writes there any more. At exit the kernel
-    closes it: a thread may be writing until the very end.
-    """
-    mapping = mmap.mmap(arena, size)
-    weakref.finalize(mapping, os.close, os.dup(lifeline)).atexit = False
-    return memoryview(mapping)
+def _arena(answer: Registered, fds: Sequence[int], on_gpu: OpenOnGpu | None) -> ArenaView:
+    told = answer.gpu
+    if told is None:
+        return ArenaView.of_host(fds[0], answer.arena_bytes, lifeline=fds[1])
+    if on_gpu is None:
+        raise RegistrationError(
+            f"the agent's arena is on GPU {told.uuid}: connect with "
+            "on_gpu=disagg_transfer.engines.cuda.DeviceArena, or set DISAGG_ARENA_MEMORY=host"
+        )
+    opened = on_gpu(handle=told.handle, gpu=told.uuid, nbytes=answer.arena_bytes)
+    return ArenaView.of_gpu(opened, lifeline=fds[0])
 
 
 def _receive(plain: socket.socket, size: int) -> bytes:

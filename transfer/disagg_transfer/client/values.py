@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +19,18 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """Arena memory for one chunk. Write to `view`, offer it, then never touch it again."""
+    """Arena memory for one chunk. Write to it, offer it, then never touch it again."""
 
     extent: int
     room: int
     nbytes: int
-    view: memoryview
+    view: memoryview  # empty where the arena is on a GPU
+    on_gpu: Any = None  # a tensor of bytes there, else None
+
+    @property
+    def memory(self) -> Any:
+        """What Pages takes, wherever the arena is."""
+        return self.view if self.on_gpu is None else self.on_gpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +44,13 @@ class Chunk:
     first: int
     items: int
     skip: int
-    view: memoryview
+    view: memoryview  # empty where the arena is on a GPU
+    on_gpu: Any = None  # a tensor of bytes there, else None
+
+    @property
+    def memory(self) -> Any:
+        """What Pages takes, wherever the arena is."""
+        return self.view if self.on_gpu is None else self.on_gpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
