@@ -2,9 +2,9 @@
 
 A message class carries its limits in its annotations: `Annotated[int, Between(0, 9)]` bounds a
 value, the same on str, bytes, tuples and dicts bounds a length. Bytes that do not fit are refused
-with a WireError that names message and field; a decoded message has been checked whole. Lists and
-maps longer than any message has are refused before they are built: msgpack makes room for what a
-header announces, so 4 KB of nested headers would cost 33 MB.
+with a WireError that names message and field; a decoded message has been checked whole. Bytes are
+walked through before anything is built of them: msgpack makes room for what a header announces, so
+4 KB of nested headers without their items would cost 33 MB.
 """
 
 import struct
@@ -57,6 +57,7 @@ class Codec:
 
     def decode(self, data: bytes | memoryview) -> Any:
         try:
+            _walk(data)
             value = msgpack.unpackb(
                 data,
                 strict_map_key=True,
@@ -73,6 +74,13 @@ class Codec:
             known = ", ".join(sorted(self._readers))
             raise WireError(f"message {value[0][:64]!r} is not known; known: {known}")
         return reader(value[1], value[0])
+
+
+def _walk(data: bytes | memoryview) -> None:
+    """Raises unless every list and map has the items that it announces; builds nothing."""
+    walker = msgpack.Unpacker(max_buffer_size=max(len(data), 1), read_size=1)
+    walker.feed(data)
+    walker.skip()
 
 
 def frame(payload: bytes) -> bytes:
