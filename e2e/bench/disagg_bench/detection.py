@@ -79,6 +79,8 @@ class Watched:
             side: connect(self.agent(side).socket_path, role=side, shape=small_state())
             for side in ("prefill", "decode")
         }
+        # A decode agent that has long been without the other engine ends requests at once.
+        _until(lambda: self.decode.report().ready, "the agents meet with both engines")
         self._room = room = int.from_bytes(os.urandom(7), "big")
         writer, reader = self._clients["prefill"], self._clients["decode"]
         self._failures["decode"] = self._calls.submit(
@@ -88,7 +90,10 @@ class Watched:
         self._failures["prefill"] = self._calls.submit(
             _failure, lambda: writer.wait_released(room, _GIVE_UP_S)
         )
-        _until(lambda: any(r["room"] == room and r["peer_pod"] for r in self.prefill.transfers()))
+        _until(
+            lambda: any(r["room"] == room and r["peer_pod"] for r in self.prefill.transfers()),
+            "decode's claim reaches prefill",
+        )
 
     def strike(self, blow: "Blow") -> None:
         self._struck_at = time.monotonic()
@@ -190,9 +195,9 @@ def _failure(call: Callable[[], object]) -> tuple[float, str]:
     raise UnseenFailureError("the request came through though it was struck")
 
 
-def _until(holds: Callable[[], bool]) -> None:
+def _until(holds: Callable[[], bool], race: str) -> None:
     deadline = time.monotonic() + _GIVE_UP_S
     while not holds():
         if time.monotonic() > deadline:
-            raise UnseenFailureError("decode's claim did not reach prefill")
+            raise UnseenFailureError(f"not within {_GIVE_UP_S:.0f} s: {race}")
         threading.Event().wait(0.01)

@@ -36,8 +36,10 @@ class _Held:
 
     @classmethod
     def by(cls, agent: LocalAgent) -> "_Held":
-        report, pid = agent.report(), agent.process.pid
-        return cls(resident_bytes(pid), open_files(pid), report.arena.used, report.inflight)
+        pid = agent.process.pid
+        memory, files = resident_bytes(pid), open_files(pid)
+        report = agent.report()  # last: the connection it comes by is a file of the agent's, too
+        return cls(memory, files, report.arena.used, report.inflight)
 
 
 def measure_endurance(folder: Path) -> Iterator[Row]:
