@@ -175,12 +175,15 @@ class _Engine:
     def _serve(self, call: Serve) -> Served:
         pages = draw_pages(self._shape, side="prefill", repetition=call.repetition)
         chunks = self._shape.chunks(call.chunk_bytes)
-        self._client.begin(call.room)
+        ready = self._client.begin(call.room, reserve=(chunks[0].nbytes,))
         time.sleep(COMPUTE_S)
         reserve_s = gather_s = offer_s = 0.0
         started_at = now = time.monotonic()
         for chunk in chunks:
-            extent = self._client.reserve(call.room, chunk.nbytes, timeout_s=_WAIT_S)
+            if ready:
+                extent, ready = ready[0], ()
+            else:
+                extent = self._client.reserve(call.room, chunk.nbytes, timeout_s=_WAIT_S)
             reserved_at = time.monotonic()
             self._pool.gather(chunk, pages[chunk.block.name], extent.view)
             gathered_at = time.monotonic()
