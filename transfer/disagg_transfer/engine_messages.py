@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 from disagg_transfer.codec import Aux, Between, Codec, Count, Name, Room, Text
 from disagg_transfer.contract import Cause, Stage
+from disagg_transfer.protocol import MAX_NODES, MAX_RANKS, Rank
 
 ENGINE_PROTOCOL: Final = 2
 MAX_ENGINE_FRAME_BYTES: Final = 4 << 20
@@ -38,6 +39,8 @@ class Register:
     model: Name
     page_size: Count
     instance: Name
+    rank: Rank
+    ranks: Annotated[int, Between(1, MAX_RANKS * MAX_NODES)]  # tensor parallel, of all its pods
     components: Annotated[tuple[RegisteredComponent, ...], Between(0, 256)]
 
 

@@ -33,6 +33,8 @@ def compare(prefill: Fingerprint, decode: Fingerprint) -> tuple[Difference, ...]
 def _differences(prefill: Fingerprint, decode: Fingerprint) -> Iterator[Difference]:
     if prefill.model != decode.model:
         yield Difference(field="model", prefill=prefill.model, decode=decode.model)
+    if prefill.ranks != decode.ranks:
+        yield Difference(field="ranks", prefill=str(prefill.ranks), decode=str(decode.ranks))
     if prefill.page_size != decode.page_size:
         yield Difference(
             field="pageSize", prefill=str(prefill.page_size), decode=str(decode.page_size)

@@ -41,7 +41,10 @@ class LocalAgent:
         revision: str = "r1",
         key: bytes = b"local key for tests only",
         state_types: Sequence[str] = (),
-        arena_bytes: int = 64 << 20,
+        arena_bytes: int = 64 << 20,  # of all ranks together
+        ranks: int = 1,  # engine ranks of this pod
+        node: int = 0,  # of this pod in its group
+        group: str = "",  # default: the pod
         timeouts: Mapping[str, Any] | None = None,  # as DISAGG_TIMEOUTS
         integrity: str = "always",
         faults: bool = False,  # DISAGG_FAULT_SWITCH=enabled
@@ -58,6 +61,9 @@ class LocalAgent:
             contract.ENV_REVISION: revision,
             contract.ENV_ROLE: role,
             contract.ENV_POD: pod or role,
+            contract.ENV_GROUP: group or pod or role,
+            contract.ENV_RANK: str(node),
+            contract.ENV_RANKS: str(ranks),
             contract.ENV_SOCKET: self.socket_path,
             contract.ENV_CONTROL_PORT: "0",
             contract.ENV_HTTP_PORT: "0",

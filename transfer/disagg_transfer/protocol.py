@@ -8,10 +8,14 @@ Both proofs are HMACs with the first of those keys that the listener holds too, 
 without its proof, so neither side's words, nonces or role can be replayed or reflected. Every
 later frame is `length | mac | payload`, the mac keyed per direction and session and taken over a
 sequence number, so a frame cannot be forged, repeated, dropped or moved. Nothing is secret.
+
+A payload is `prefill rank | decode rank | message`: one connection of two pods carries the requests
+of every pair of their engine ranks. Layout and EngineGone name their one rank themselves.
 """
 
 import hashlib
 import hmac
+import struct
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -23,11 +27,27 @@ PROTOCOL_VERSION: Final = 2
 MAX_HANDSHAKE_BYTES: Final = 4096  # a stranger can make us hold no more than this
 MAX_FRAME_BYTES: Final = 4 << 20
 MAC_BYTES: Final = 16
+MAX_RANKS: Final = 64  # of one pod
+MAX_NODES: Final = 1024  # of one group
 
 Nonce = Annotated[bytes, Between(32, 32)]
 KeyId = Annotated[bytes, Between(8, 8)]
 RequestId = Annotated[bytes, Between(16, 16)]
 Index = Annotated[int, Between(0, (1 << 20) - 1)]  # offers of one request
+Rank = Annotated[int, Between(0, MAX_RANKS * MAX_NODES - 1)]
+_RANKS: Final = struct.Struct("!HH")
+HEAD_BYTES: Final = MAC_BYTES + _RANKS.size  # before every message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class RankPair:
+    """The two engine ranks, by their global tensor-parallel numbers, that a message is between."""
+
+    prefill: int
+    decode: int
+
+
+WHOLE_POD: Final = RankPair(prefill=0, decode=0)  # of messages that are of no one pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +58,14 @@ class Identity:
     role: Role
     pod: Name
     incarnation: Name
+    group: Name
+    node: Annotated[int, Between(0, MAX_NODES - 1)]  # of the pod in its group
+    ranks: Annotated[int, Between(1, MAX_RANKS)]  # engine ranks of this pod, as of every pod of it
+
+    @property
+    def held(self) -> range:
+        """The global ranks that this pod's engines have."""
+        return range(self.node * self.ranks, (self.node + 1) * self.ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +104,7 @@ class ComponentLayout:
 class Fingerprint:
     model: Name
     page_size: Count
+    ranks: Annotated[int, Between(1, MAX_RANKS * MAX_NODES)]  # tensor parallel, of the whole group
     components: Annotated[tuple[ComponentLayout, ...], Between(0, 256)]
 
 
@@ -83,6 +112,7 @@ class Fingerprint:
 class Layout:
     """Said when an engine registers. Offers are offsets into [arena_base, +arena_bytes)."""
 
+    rank: Rank
     epoch: Count
     fingerprint: Fingerprint
     fabric_name: Name
@@ -93,6 +123,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineGone:
+    rank: Rank
     epoch: Count
 
 
@@ -279,14 +310,17 @@ class Seal:
         self._sequence += 1
         return mac.digest()
 
-    def close(self, message: Any) -> bytes:
+    def close(self, message: Any, pair: RankPair = WHOLE_POD) -> bytes:
         """The whole frame of a message, length included."""
-        payload = SESSION.encode(message)
+        payload = _RANKS.pack(pair.prefill, pair.decode) + SESSION.encode(message)
         return LENGTH.pack(MAC_BYTES + len(payload)) + self._mac(payload) + payload
 
-    def open(self, body: bytes) -> Any:
-        """The message of a frame's body; the sequence moves on even if it is refused."""
+    def open(self, body: bytes) -> tuple[RankPair, Any]:
+        """What a frame's body says; the sequence moves on even if it is refused."""
         mac, payload = body[:MAC_BYTES], memoryview(body)[MAC_BYTES:]
         if not hmac.compare_digest(self._mac(payload), mac):
             raise WireError("a frame's mac is wrong: forged, repeated or out of sequence")
-        return SESSION.decode(payload)
+        if len(payload) < _RANKS.size:
+            raise WireError(f"frame of {len(body)} bytes; at least {HEAD_BYTES} are its head")
+        prefill, decode = _RANKS.unpack_from(payload)
+        return RankPair(prefill=prefill, decode=decode), SESSION.decode(payload[_RANKS.size :])

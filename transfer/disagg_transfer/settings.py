@@ -14,6 +14,7 @@ from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
 from disagg_transfer.integrity import Sampling
 from disagg_transfer.limits import Heartbeat, QuarantineLimits, heartbeat, quarantine_limits
+from disagg_transfer.protocol import MAX_NODES, MAX_RANKS
 from disagg_transfer.registry import entries, lookup
 from disagg_transfer.strict_json import ShapeError, parse_json, shown
 from disagg_transfer.ucx import Transport, UcxSettings
@@ -53,13 +54,14 @@ class Settings:
     role: Role
     pod: str
     group: str
-    rank: str
+    node: int  # of this pod in its group
+    ranks: int  # engine ranks of this pod; global ones from node * ranks on
     model: str
     state_types: frozenset[str]  # canonical; empty: do not check the engine's
     socket: Path
     control_port: int  # 0: any free one
     http_port: int  # 0: any free one
-    arena_bytes: int
+    arena_bytes: int  # of each rank
     arena_memory: MemoryKind
     key_file: Path
     keys: tuple[bytes, ...]  # newest first; the file is read again while the agent runs
@@ -78,9 +80,7 @@ class Settings:
 
 def from_environment(env: Mapping[str, str]) -> Settings:
     entries()  # an installed state type that is of no use is refused now, not at a request
-    arena_bytes = _number(
-        env, contract.ENV_ARENA_BYTES, DEFAULT_ARENA_BYTES, ALIGNMENT, MAX_ARENA_BYTES
-    )
+    ranks = _number(env, contract.ENV_RANKS, 1, 1, MAX_RANKS)
     return Settings(
         namespace=_text(env, contract.ENV_NAMESPACE),
         deployment=_text(env, contract.ENV_DEPLOYMENT),
@@ -88,13 +88,14 @@ def from_environment(env: Mapping[str, str]) -> Settings:
         role=_member(env, contract.ENV_ROLE, Role, None),
         pod=_text(env, contract.ENV_POD),
         group=env.get(contract.ENV_GROUP, "0"),
-        rank=env.get(contract.ENV_RANK, "0"),
+        node=_number(env, contract.ENV_RANK, 0, 0, MAX_NODES - 1),
+        ranks=ranks,
         model=env.get(contract.ENV_MODEL, ""),
         state_types=_state_types(env),
         socket=Path(env.get(contract.ENV_SOCKET, contract.SOCKET_PATH)),
         control_port=_number(env, contract.ENV_CONTROL_PORT, contract.CONTROL_PORT, 0, 65535),
         http_port=_number(env, contract.ENV_HTTP_PORT, contract.HTTP_PORT, 0, 65535),
-        arena_bytes=-(-arena_bytes // ALIGNMENT) * ALIGNMENT,
+        arena_bytes=_arena_share(env, ranks),
         arena_memory=_member(env, contract.ENV_ARENA_MEMORY, MemoryKind, MemoryKind.HOST),
         key_file=_key_file(env),
         keys=read_keys(_key_file(env)),
@@ -110,6 +111,13 @@ def from_environment(env: Mapping[str, str]) -> Settings:
             ports=_ports(env),
         ),
     )
+
+
+def _arena_share(env: Mapping[str, str], ranks: int) -> int:
+    """The pod's arena divided: the container's memory limit is for all of its ranks together."""
+    low = ranks * ALIGNMENT
+    total = _number(env, contract.ENV_ARENA_BYTES, DEFAULT_ARENA_BYTES, low, MAX_ARENA_BYTES)
+    return -(-(total // ranks) // ALIGNMENT) * ALIGNMENT
 
 
 def parse_address(text: str) -> Address:

@@ -102,7 +102,7 @@ class Pair:
         return arrival
 
 
-def connect(agent, role, parts, model="tiny", page_size=16, timeout_s=10):
+def connect(agent, role, parts, model="tiny", page_size=16, timeout_s=10, rank=0, ranks=1):
     return AgentClient.connect(
         agent.socket_path,
         role=role,
@@ -110,6 +110,8 @@ def connect(agent, role, parts, model="tiny", page_size=16, timeout_s=10):
         components=parts,
         page_size=page_size,
         timeout_s=timeout_s,
+        rank=rank,
+        ranks=ranks,
     )
 
 

@@ -67,6 +67,8 @@ def test_a_full_environment_is_read(env):
         ("DISAGG_HTTP_PORT", "65536", "not a whole number within 0..65535"),
         ("DISAGG_CONTROL_PORT", "-1", "not a whole number"),
         ("DISAGG_ARENA_BYTES", "1GiB", "not a whole number within 4096.."),
+        ("DISAGG_RANKS", "0", "'0' is not a whole number within 1..64"),
+        ("DISAGG_RANK", "-1", "not a whole number within 0..1023"),
         ("DISAGG_STATE_TYPES", "kv,ring", "'ring' is not known; known: block_scale"),
         ("DISAGG_INTEGRITY", "maybe", "'maybe' is not one of always, sampled, off"),
         ("DISAGG_INTEGRITY_RATE", "0.5", "'0.5' is set, but DISAGG_INTEGRITY is 'always'"),
@@ -102,6 +104,14 @@ def test_a_rate_that_is_no_share_is_refused(env, rate):
     assert from_environment(env).integrity.rate == 0.1
     with pytest.raises(SettingsError, match=f"^DISAGG_INTEGRITY_RATE: '{rate}' is not a share"):
         from_environment({**env, "DISAGG_INTEGRITY_RATE": rate})
+
+
+def test_the_arena_is_divided_among_the_ranks_in_whole_pages(env):
+    env = {**env, "DISAGG_RANKS": "3", "DISAGG_RANK": "2", "DISAGG_ARENA_BYTES": "40000"}
+    settings = from_environment(env)
+    assert (settings.ranks, settings.node, settings.arena_bytes) == (3, 2, 16384)
+    with pytest.raises(SettingsError, match=r"DISAGG_ARENA_BYTES: .* within 12288\.\."):
+        from_environment({**env, "DISAGG_ARENA_BYTES": "12287"})
 
 
 def test_addresses_are_read_in_every_form():

@@ -194,6 +194,9 @@ def knock(plain, *, key=b"local key for tests only", **wrong):
         "role": Role.DECODE,
         "pod": "stranger",
         "incarnation": "1",
+        "group": "0",
+        "node": 0,
+        "ranks": 1,
     }
     us = Identity(**{**us, **wrong})
     hello = Hello(protocol=PROTOCOL_VERSION, identity=us, nonce=bytes(32), keys=(key_id(key),))

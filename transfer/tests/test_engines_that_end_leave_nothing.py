@@ -21,6 +21,8 @@ ENGINE = textwrap.dedent(
     client.begin(1)
     extent = client.reserve(1, 4096, timeout_s=1)
     print("writing", flush=True)
+    sys.stdin.readline()
+    client.close()  # and still has the view that it writes to
     sys.stdin.read()
     """
 )
@@ -52,9 +54,9 @@ def test_what_a_killed_engine_was_writing_is_free_without_another_engine(prefill
 
 
 def test_what_a_cut_off_engine_is_writing_stays_out_of_reach_until_it_ends(prefill, engine, kit):
-    newer = kit.connect(prefill, "prefill", (kit.part("kv"),))
+    engine.stdin.write(b"cut\n")
+    engine.stdin.flush()
     kit.until(lambda: prefill.report().arena.unsettled == 4096)
-    newer.close()
     newer = kit.connect(prefill, "prefill", (kit.part("kv"),))
     assert prefill.report().arena.unsettled == 4096
     engine.kill()

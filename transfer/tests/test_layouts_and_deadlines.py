@@ -20,7 +20,7 @@ KV = ComponentLayout(
     page_size=16,
 )
 MAMBA = dataclasses.replace(KV, name="mamba", state_type="mamba", page_size=0)
-BOTH = Fingerprint(model="m", page_size=16, components=(KV, MAMBA))
+BOTH = Fingerprint(model="m", page_size=16, ranks=1, components=(KV, MAMBA))
 
 
 def test_equal_layouts_have_no_difference():
@@ -47,7 +47,7 @@ def test_a_component_that_differs_is_named_with_both_values(field, value, name):
 
 
 def test_every_difference_is_listed():
-    decode = Fingerprint(model="n", page_size=1, components=(KV,))
+    decode = Fingerprint(model="n", page_size=1, ranks=1, components=(KV,))
     assert [(d.field, d.prefill, d.decode) for d in compare(BOTH, decode)] == [
         ("model", "m", "n"),
         ("pageSize", "16", "1"),

@@ -28,6 +28,7 @@ from disagg_transfer.protocol import (
     Offer,
     Ping,
     Pulled,
+    RankPair,
     Release,
     Seal,
     Transcript,
@@ -43,14 +44,15 @@ COMPONENT = ComponentLayout(
 )
 MESSAGES = [
     Layout(
+        rank=3,
         epoch=1,
-        fingerprint=Fingerprint(model="m", page_size=16, components=(COMPONENT,)),
+        fingerprint=Fingerprint(model="m", page_size=16, ranks=4, components=(COMPONENT,)),
         fabric_name="a/b/c",
         fabric_metadata=b"\x00\x01",
         arena_base=2**64 - 1,
         arena_bytes=4096,
     ),
-    EngineGone(epoch=1),
+    EngineGone(rank=3, epoch=1),
     Want(**ROOM, epoch=1, have={"kv": 3}),
     Offer(
         **ROOM,
@@ -82,7 +84,15 @@ MESSAGES = [
     Ping(),
 ]
 US = Identity(
-    namespace="n", deployment="d", revision="r", role=Role.PREFILL, pod="p", incarnation="1"
+    namespace="n",
+    deployment="d",
+    revision="r",
+    role=Role.PREFILL,
+    pod="p",
+    incarnation="1",
+    group="0",
+    node=0,
+    ranks=4,
 )
 THEM = dataclasses.replace(US, role=Role.DECODE, pod="q")
 
@@ -163,11 +173,11 @@ def body(frame):
 
 def test_sealed_frames_open_in_order_only():
     sender = Seal(b"k" * 32)
-    frames = [
-        body(sender.close(Want(room=i, request=bytes(16), epoch=1, have={}))) for i in range(3)
-    ]
+    pairs = [RankPair(prefill=65535 - i, decode=i) for i in range(3)]
+    wants = [Want(room=i, request=bytes(16), epoch=1, have={}) for i in range(3)]
+    frames = [body(sender.close(want, pair)) for want, pair in zip(wants, pairs, strict=True)]
     opened = Seal(b"k" * 32)
-    assert [opened.open(frame).room for frame in frames] == [0, 1, 2]
+    assert [opened.open(frame) for frame in frames] == list(zip(pairs, wants, strict=True))
     for order in ((0, 0), (1,), (0, 2)):
         opened = Seal(b"k" * 32)
         for index in order[:-1]:

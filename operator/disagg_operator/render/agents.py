@@ -82,6 +82,7 @@ def _env(slot: Slot, *, arena: int, profile: Profile) -> list[Object]:
         contract.ENV_POD: slot.name,
         contract.ENV_GROUP: str(slot.group),
         contract.ENV_RANK: str(slot.rank),
+        contract.ENV_RANKS: str(max(slot.role_spec.gpus_per_node, 1)),
         contract.ENV_MODEL: deployment.spec.model.source,
         contract.ENV_STATE_TYPES: ",".join(state_types(deployment)),
         contract.ENV_SOCKET: contract.SOCKET_PATH,

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -33,14 +33,14 @@ class Admin:
         *,
         report: Callable[[], Report],
         ports: Callable[[], dict[str, int]],
-        desk: Desk,
+        desks: Mapping[int, Desk],  # by rank
         faults: Faults,
         changes: Changes,
         refused: Callable[[str], None],
     ) -> None:
         self._refused = refused
         self._report, self._ports = report, ports
-        self._desk, self._faults, self._changes = desk, faults, changes
+        self._desks, self._faults, self._changes = desks, faults, changes
 
     async def run(self, path: Path) -> None:
         await serve(await listen_private(path, self._accept))
@@ -68,10 +68,17 @@ class Admin:
             case ["report"]:
                 return {"report": json.loads(self._report().to_json()), "ports": self._ports()}
             case ["transfers"]:
-                return {"transfers": [asdict(sight) for sight in self._desk.sights]}
+                return {"transfers": self._transfers()}
             case ["fault", *arguments]:
                 return self._fault(arguments)
         return {"error": f"unknown command {words!r}"}
+
+    def _transfers(self) -> list[dict[str, Any]]:
+        return [
+            {"rank": rank, **asdict(sight)}
+            for rank, desk in self._desks.items()
+            for sight in desk.sights
+        ]
 
     def _fault(self, arguments: list[str]) -> dict[str, Any]:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,8 +11,7 @@ from disagg_transfer.agent.key_ring import KeyRing
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.ports import listen, serve, spawning
-from disagg_transfer.agent.relay import told_differences
-from disagg_transfer.agent.session import HANDSHAKE_S, Session, greet, receive
+from disagg_transfer.agent.session import HANDSHAKE_S, Connection, greet, receive
 from disagg_transfer.agent.waiting_room import WaitingRoom
 from disagg_transfer.contract import Cause, PeerReport, PeerState, Stage
 from disagg_transfer.errors import AuthenticationError, SettingsError, TransferFailed, WireError
@@ -20,7 +19,6 @@ from disagg_transfer.settings import Address, parse_address
 
 MAX_STRANGERS: Final = 64  # connections that have not proved themselves yet
 RESOLVE_S: Final = 1.0
-ENGINE_GRACE_S: Final = 1.0  # a new session hears of the peer's engine within this
 BACK_OFF_S: Final = (0.2, 0.5, 1.0, 2.0)
 KEEP_WANTED_S: Final = 60.0  # an address only a request named is dialed on for this long
 
@@ -47,7 +45,7 @@ class Listener:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._strangers.enter(writer.transport)
         try:
-            session = await self._meet(reader, writer)
+            connection = await self._meet(reader, writer)
         except AuthenticationError as error:
             self._refuse("authentication", writer, str(error))
         except TimeoutError:
@@ -56,9 +54,9 @@ class Listener:
             self._refuse("protocol", writer, str(error))
         else:
             if self._strangers.leave(writer.transport):
-                await self._peers.serve(session)
+                await self._peers.serve(connection)
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Session:
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Connection:
         async with asyncio.timeout(HANDSHAKE_S):
             return await receive(
                 reader,
@@ -79,7 +77,7 @@ class _Link:
 
     address: Address
     task: "asyncio.Task[None] | None" = None
-    session: Session | None = None
+    connection: Connection | None = None
     error: str = "not tried yet"
     refused: bool = False  # authentication failed: waiting will not help
     wanted_until: float = 0.0
@@ -109,55 +107,31 @@ class Dialer:
                 if link.task is not None:
                     link.task.cancel()
 
-    async def reach(self, peer: str) -> Session:
-        """A session that may carry requests; waits for one without limit.
-
-        Not for an engine that is not there: its copy of the request is lost, so nobody would
-        ever begin the room.
-        """
-        return await self._find(peer, _usable)
-
-    async def meet(self, peer: str) -> Session:
-        """A session, whatever engines are behind it; waits for one without limit."""
-        return await self._find(peer, _open)
-
-    async def _find(self, peer: str, pick: Callable[[_Link], Session | None]) -> Session:
+    async def connections(self, peer: str) -> list[Connection]:
+        """Those open to an address that a request names, which is dialed from now on."""
         try:
             target = parse_address(peer)
         except SettingsError as error:
-            raise _failed(Cause.PROTOCOL_ERROR, f"peer {error}") from error
-        while True:
-            for link in [self._want(address) for address in await _resolve(target)]:
-                session = pick(link)
-                if session is not None:
-                    return session
-            try:
-                async with asyncio.timeout(RESOLVE_S):
-                    await self._peers.pulse.wait()
-            except TimeoutError:
-                continue
+            raise bootstrap_failure(Cause.PROTOCOL_ERROR, f"peer {error}") from error
+        links = [self._want(address) for address in await _resolve(target)]
+        found = [link.connection for link in links if link.connection is not None]
+        refused = next((link for link in links if link.refused), None)
+        if refused is not None and not found:
+            detail = f"{refused.address}: {refused.error}"
+            raise bootstrap_failure(Cause.AUTHENTICATION_FAILED, detail)
+        return found
 
     async def obstacle(self, peer: str, *, within_s: float) -> TransferFailed:
-        """Why `reach` has not returned within that time."""
+        """Why no connection to it is open after that time."""
         found = await _resolve(parse_address(peer))
         links = [self._links[address] for address in found if address in self._links]
-        if not links:
-            return _failed(
-                Cause.PEER_UNREACHABLE,
-                f"{peer} did not resolve to an address within {within_s:g} s",
-            )
-        link = links[0]
-        if link.session is None:
-            return _failed(
-                Cause.PEER_UNREACHABLE,
-                f"{link.address} not met within {within_s:g} s: {link.error}",
-            )
-        what = "NIXL has not taken its metadata" if link.session.layout else "no engine registered"
-        detail = f"{link.address} is up, but {what} within {within_s:g} s"
-        return _failed(Cause.TIMEOUT, detail, link.session.peer.pod)
+        detail = f"{peer} did not resolve to an address within {within_s:g} s"
+        if links:
+            detail = f"{links[0].address} not met within {within_s:g} s: {links[0].error}"
+        return bootstrap_failure(Cause.PEER_UNREACHABLE, detail)
 
     def reports(self) -> tuple[PeerReport, ...]:
-        """Links without a session; those with one are in `Peers.reports`."""
+        """Links without a connection; those with one are in `Peers.reports`."""
         return tuple(
             PeerReport(
                 pod=str(link.address),
@@ -166,7 +140,7 @@ class Dialer:
                 detail=link.error,
             )
             for link in self._links.values()
-            if link.session is None
+            if link.connection is None
         )
 
     def _follow(self, found: set[Address]) -> None:
@@ -174,7 +148,7 @@ class Dialer:
             self._links[address] = _Link(address)
         for address, link in list(self._links.items()):
             link.named = address in found
-            if not self._keeps(link) and link.session is None:
+            if not self._keeps(link) and link.connection is None:
                 del self._links[address]
             elif link.task is None or link.task.done():
                 link.task = asyncio.create_task(self._keep(link))
@@ -194,25 +168,25 @@ class Dialer:
         failures = 0
         while self._keeps(link):
             try:
-                session = await self._dial(link.address)
+                connection = await self._dial(link.address)
             except AuthenticationError as error:
                 link.error, link.refused = str(error), True
             except (WireError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
                 link.error = str(error) or type(error).__name__
             else:
-                link.session, link.refused, failures = session, False, 0
-                link.error = await self._serve(link, session)
+                link.connection, link.refused, failures = connection, False, 0
+                link.error = await self._serve(link, connection)
             self._peers.pulse.fire()
             await asyncio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)])
             failures += 1
 
-    async def _serve(self, link: _Link, session: Session) -> str:
+    async def _serve(self, link: _Link, connection: Connection) -> str:
         try:
-            return await self._peers.serve(session)
+            return await self._peers.serve(connection)
         finally:
-            link.session = None
+            link.connection = None
 
-    async def _dial(self, address: Address) -> Session:
+    async def _dial(self, address: Address) -> Connection:
         async with asyncio.timeout(HANDSHAKE_S):
             reader, writer = await asyncio.open_connection(address.host, address.port)
             try:
@@ -226,25 +200,6 @@ class Dialer:
             except BaseException:
                 writer.transport.abort()
                 raise
-
-
-def _open(link: _Link) -> Session | None:
-    if link.refused:
-        raise _failed(Cause.AUTHENTICATION_FAILED, f"{link.address}: {link.error}")
-    return link.session
-
-
-def _usable(link: _Link) -> Session | None:
-    session = _open(link)
-    if session is not None and session.layout is None:
-        now = asyncio.get_running_loop().time()
-        if now - session.vacant_since > ENGINE_GRACE_S:
-            pod = session.peer.pod
-            detail = f"no engine is registered with the agent of prefill pod {pod}"
-            raise _failed(Cause.ENGINE_LOST, detail, pod)
-    if session is not None and session.differences:
-        raise told_differences(session)
-    return session if session is not None and session.usable else None
 
 
 async def _resolve(service: Address) -> set[Address]:
@@ -263,5 +218,5 @@ async def _resolve(service: Address) -> set[Address]:
     }
 
 
-def _failed(cause: Cause, detail: str, pod: str = "") -> TransferFailed:
+def bootstrap_failure(cause: Cause, detail: str, pod: str = "") -> TransferFailed:
     return TransferFailed(cause, stage=Stage.BOOTSTRAP, detail=detail, peer_pod=pod)

@@ -17,13 +17,12 @@ from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.http import Http
 from disagg_transfer.agent.key_ring import KeyRing
 from disagg_transfer.agent.landing import Tools
-from disagg_transfer.agent.memory import fabric_of, open_memory
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.outcomes import Changes, Outcomes
 from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.prefill import Prefill
-from disagg_transfer.agent.session import fabric_name
-from disagg_transfer.agent.storage import Storage
+from disagg_transfer.agent.rank import Rank
+from disagg_transfer.agent.routes import Routes
 from disagg_transfer.contract import (
     REPORT_VERSION,
     ArenaReport,
@@ -35,7 +34,6 @@ from disagg_transfer.contract import (
     Report,
     Role,
 )
-from disagg_transfer.lane import Lane
 from disagg_transfer.protocol import Identity
 from disagg_transfer.settings import Settings
 
@@ -55,79 +53,73 @@ class Agent:
             role=settings.role,
             pod=settings.pod,
             incarnation=secrets.token_hex(6),
-        )
-        memory = open_memory(settings.arena_memory, settings.arena_bytes, local_rank=0)
-        self._lane = Lane(
-            fabric_name(self._us),
-            base=memory.base,
-            size=memory.size,
-            ucx=settings.ucx,
-            passive=settings.role is Role.PREFILL,
-            open_fabric=fabric_of(memory),
+            group=settings.group,
+            node=settings.node,
+            ranks=settings.ranks,
         )
         self._metrics = Metrics()
         self._changes = Changes()
         self._outcomes = Outcomes(self._metrics, self._changes)
         self._faults = Faults(settings.fault_switch)
-        self._memory = memory
-        self._storage = Storage(memory, limits=settings.quarantine)
-        self._engine: Engine | None = None
-        self._refusal = ""  # why the newest engine was not taken; empty once one is
-        self._started = False
-        self._peers = Peers(
-            self._us,
-            heartbeat=settings.heartbeat,
-            lane=self._lane,
-            arena_base=memory.base,
-            arena_bytes=memory.size,
-            changes=self._changes,
-        )
+        self._peers = Peers(self._us, heartbeat=settings.heartbeat, changes=self._changes)
         self._ring = KeyRing(settings.key_file, settings.keys)
         self._listener = Listener(self._peers, ring=self._ring, metrics=self._metrics)
         self._dialer = Dialer(self._peers, ring=self._ring, services=settings.peer_services)
-        self._desk = self._make_desk()
-        self._peers.desk = self._desk
+        self._ranks = {
+            number: Rank(number, us=self._us, settings=settings) for number in self._us.held
+        }
+        for rank in self._ranks.values():
+            rank.desk = self._make_desk(rank)
+        self._peers.adopt(self._ranks)
+        self._refusals: dict[int, str] = {}  # why the newest engine of a rank was not taken
+        self._started = False
         self._http = Http(
             report=self.report,
-            alive=lambda: self._lane.alive,
+            alive=lambda: self._alive,
             metrics=self._render_metrics,
             changes=self._changes,
             refused=lambda reason: self._metrics.http_refusals.labels(reason).inc(),
         )
 
-    def _make_desk(self) -> Prefill | Decode:
-        settings = self._settings
+    def _make_desk(self, rank: Rank) -> Prefill | Decode:
+        settings, several = self._settings, len(self._ranks) > 1 or self._us.node > 0
+        outcomes = self._outcomes.of_rank(rank.number) if several else self._outcomes
         if settings.role is Role.PREFILL:
             return Prefill(
                 pod=settings.pod,
-                storage=self._storage,
-                outcomes=self._outcomes,
+                storage=rank.storage,
+                outcomes=outcomes,
                 faults=self._faults,
                 timeouts=settings.timeouts,
                 integrity=settings.integrity,
-                decoders=lambda: any(session.layout for session in self._peers.sessions),
+                decoders=lambda: any(peer.layouts for peer in self._peers.connections),
             )
         tools = Tools(
-            lane=self._lane,
-            storage=self._storage,
-            dialer=self._dialer,
+            lane=rank.lane,
+            storage=rank.storage,
+            routes=Routes(rank, dialer=self._dialer, peers=self._peers),
             faults=self._faults,
             timeouts=settings.timeouts,
             integrity=settings.integrity,
         )
-        return Decode(pod=settings.pod, tools=tools, outcomes=self._outcomes, metrics=self._metrics)
+        return Decode(pod=settings.pod, tools=tools, outcomes=outcomes, metrics=self._metrics)
+
+    @property
+    def _alive(self) -> bool:
+        return all(rank.lane.alive for rank in self._ranks.values())
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        metadata = await asyncio.to_thread(self._lane.start, timeout_s=LANE_START_S)
-        self._peers.set_metadata(metadata)
+        for rank in self._ranks.values():
+            await asyncio.to_thread(rank.start, timeout_s=LANE_START_S)
         self._started = True
         try:
             async with asyncio.TaskGroup() as group:
                 for piece in self._pieces():
                     group.create_task(piece)
         finally:
-            self._lane.close(timeout_s=2.0)
+            for rank in self._ranks.values():
+                rank.lane.close(timeout_s=2.0)
 
     def _pieces(self) -> tuple[Coroutine[Any, Any, None], ...]:
         settings = self._settings
@@ -138,45 +130,43 @@ class Agent:
         sockets = EngineSocket(
             role=settings.role,
             state_types=settings.state_types,
-            memory=self._memory,
-            desk=self._desk,
+            ranks=self._ranks,
             registrar=self,
             refused=refused,
         )
         admin = Admin(
             report=self.report,
             ports=lambda: {"control": self._listener.port, "http": self._http.port},
-            desk=self._desk,
+            desks={number: rank.desk for number, rank in self._ranks.items()},
             faults=self._faults,
             changes=self._changes,
             refused=refused,
         )
-        mine: Coroutine[Any, Any, None]
-        if isinstance(self._desk, Prefill):
-            mine = self._serve_prefill(self._desk)
-        else:
-            mine = self._dialer.run()
+        mine = self._serve_prefill() if settings.role is Role.PREFILL else self._dialer.run()
         return (
             self._changes.run(),
             self._http.run(settings.http_port),
             sockets.run(settings.socket),
             admin.run(settings.admin_socket),
             self._watch(),
-            self._ring.run(lambda: self._peers.sessions),
+            self._ring.run(lambda: self._peers.connections),
             mine,
         )
 
-    async def _serve_prefill(self, desk: Prefill) -> None:
+    async def _serve_prefill(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listener.run(self._settings.control_port))
-            group.create_task(desk.run())
+            for rank in self._ranks.values():
+                if isinstance(rank.desk, Prefill):
+                    group.create_task(rank.desk.run())
 
     async def _watch(self) -> None:
         """Readiness may change without a message (DNS, quarantine); readers are woken."""
         before: tuple[object, ...] = ()
         while True:
             reason, _ = self._readiness()
-            now = (reason, self._storage.unsettled, self._dialer.reports())
+            unsettled = sum(rank.storage.unsettled for rank in self._ranks.values())
+            now = (reason, unsettled, self._dialer.reports())
             if now != before:
                 before = now
                 self._changes.touch()
@@ -184,20 +174,29 @@ class Agent:
 
     # -- the engine comes and goes
 
-    def engine_registered(self, engine: Engine) -> None:
-        self._engine, self._refusal = engine, ""
-        _log.info("engine registered: epoch %d, %s", engine.epoch, sorted(engine.parts))
-        self._desk.engine_registered(engine)
+    def engine_registered(self, rank: Rank, engine: Engine) -> None:
+        rank.engine = engine
+        self._refusals.pop(rank.number, None)
+        _log.info(
+            "engine of rank %d registered: epoch %d, %s",
+            rank.number,
+            engine.epoch,
+            sorted(engine.parts),
+        )
+        if not self._awaited:
+            self._refusals.clear()
+        rank.desk.engine_registered(engine)
         self._outcomes.announce(engine.state_types)
-        self._peers.engine_registered(engine)
+        self._peers.engine_registered(rank)
 
-    def engine_lost(self, engine: Engine) -> None:
-        self._engine = None
-        self._desk.engine_lost()
-        self._peers.engine_lost(engine)
+    def engine_lost(self, rank: Rank) -> None:
+        engine, rank.engine = rank.engine, None
+        assert engine is not None
+        rank.desk.engine_lost()
+        self._peers.engine_lost(rank, epoch=engine.epoch)
 
-    def engine_refused(self, detail: str) -> None:
-        self._refusal = detail
+    def engine_refused(self, number: int, detail: str) -> None:
+        self._refusals[number] = detail
         self._changes.touch()
 
     # -- the report
@@ -220,22 +219,28 @@ class Agent:
             layout_mismatch=self._peers.mismatches,
             peers=self._peer_reports(),
             state_types=self._outcomes.rows,
-            inflight=self._desk.inflight,
-            arena=ArenaReport(
-                bytes=self._storage.memory.size,
-                used=self._storage.used,
-                unsettled=self._storage.unsettled,
-            ),
+            inflight=sum(rank.desk.inflight for rank in self._ranks.values()),
+            arena=self._arena_report(),
             faults=self._faults.described,
             transport_reason="",
             preflight=(),
             strangers_refused=self._metrics.strangers,
         )
 
+    def _arena_report(self) -> ArenaReport:
+        arenas = [rank.storage for rank in self._ranks.values()]
+        return ArenaReport(
+            bytes=sum(arena.memory.size for arena in arenas),
+            used=sum(arena.used for arena in arenas),
+            unsettled=sum(arena.unsettled for arena in arenas),
+        )
+
     def _engine_report(self) -> EngineReport:
-        parts = self._engine.parts if self._engine else {}
+        """The components of one rank: those of its siblings are the same but for their share."""
+        engine = next((rank.engine for rank in self._ranks.values() if rank.engine), None)
+        parts = engine.parts if engine else {}
         return EngineReport(
-            connected=self._engine is not None,
+            connected=not self._awaited,
             components=tuple(
                 ComponentReport(
                     name=part.name,
@@ -256,21 +261,36 @@ class Agent:
         """Why not ready, most basic first; a decode agent needs a peer, a prefill agent does not."""
         if not self._started:
             return NotReady.STARTING, "NIXL is starting"
-        if not self._lane.alive:
+        if not self._alive:
             return NotReady.LANE_FAILED, "the NIXL thread has ended; restart the agent"
-        poison = self._storage.poison
-        if poison is not None:
-            return NotReady.LANE_POISONED, f"lane {self._lane.name}: {poison}"
-        if self._engine is None:
+        for rank in self._ranks.values():
+            poison = rank.storage.poison
+            if poison is not None:
+                return NotReady.LANE_POISONED, f"lane {rank.lane.name}: {poison}"
+        if self._awaited:
             return self._engine_awaited()
         if self._us.role is Role.PREFILL:
             return None, None
         return self._met()
 
+    @property
+    def _awaited(self) -> tuple[int, ...]:
+        """Ranks of this pod without an engine; those past the engines' own count are not used."""
+        there = [rank.engine for rank in self._ranks.values() if rank.engine]
+        if not there:
+            return tuple(self._ranks)
+        ranks = there[0].fingerprint.ranks
+        return tuple(n for n, rank in self._ranks.items() if n < ranks and rank.engine is None)
+
     def _engine_awaited(self) -> tuple[NotReady, str]:
-        if self._refusal:
-            return NotReady.ENGINE_REFUSED, self._refusal
-        return NotReady.ENGINE_NOT_REGISTERED, "no engine has registered on the socket"
+        awaited = self._awaited
+        told = [self._refusals[number] for number in sorted(self._refusals)]
+        if told:
+            return NotReady.ENGINE_REFUSED, told[0]
+        if len(awaited) == len(self._ranks):
+            return NotReady.ENGINE_NOT_REGISTERED, "no engine has registered on the socket"
+        numbers = ", ".join(map(str, awaited))
+        return NotReady.ENGINE_NOT_REGISTERED, f"no engine of rank {numbers} has registered"
 
     def _met(self) -> tuple[NotReady | None, str | None]:
         mismatches = self._peers.mismatches
@@ -283,7 +303,7 @@ class Agent:
         sessions = self._peers.sessions
         if any(session.layout is not None and not session.usable for session in sessions):
             return NotReady.PEERS_NOT_MET, "a prefill agent's metadata is being loaded"
-        if any(session.usable for session in sessions):
+        if self._peers.served:
             return None, None
         waiting = "; ".join(f"{row.pod}: {row.detail}" for row in self._peer_reports())
         return NotReady.NO_PEERS, f"no prefill agent with a registered engine yet ({waiting})"

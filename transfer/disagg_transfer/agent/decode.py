@@ -43,7 +43,7 @@ class Decode:
         self._engine: Engine | None = None
         self._rooms: dict[int, Pull] = {}
         self._streams: dict[int, Pull] = {}  # the same, by the engine's call
-        self._refusals = Refusals(tools.dialer, timeouts=tools.timeouts)
+        self._refusals = Refusals(tools.routes, timeouts=tools.timeouts)
 
     @property
     def inflight(self) -> int:

@@ -1,4 +1,7 @@
-"""The unix socket that the pod's engine registers on; the newest registration is the engine.
+"""The unix socket that the pod's engines register on, one for each rank of the pod.
+
+A process that registers its rank again replaces itself; another process is refused while the first
+one is connected, so that two engines started as one rank are told so instead of taking turns.
 
 Only a process of the agent's own user may speak (the kernel says who it is), and the arena's
 descriptor goes to it beside the answer to its registration.
@@ -10,17 +13,20 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from disagg_transfer.agent.engine import Desk, Engine
+from disagg_transfer.agent.engine import Engine
 from disagg_transfer.agent.lifeline import Lifeline
-from disagg_transfer.agent.memory import RankMemory, shown
+from disagg_transfer.agent.memory import shown
 from disagg_transfer.agent.ports import Handle, serve, spawning
+from disagg_transfer.agent.pulse import Pulse
+from disagg_transfer.agent.rank import Rank
 from disagg_transfer.agent.relay import misuse
 from disagg_transfer.codec import LENGTH, frame
-from disagg_transfer.contract import ENV_STATE_TYPES, Role
+from disagg_transfer.contract import ENV_RANK, ENV_RANKS, ENV_STATE_TYPES, Role
 from disagg_transfer.engine_messages import (
     ANSWERS,
     CALLS,
@@ -47,17 +53,27 @@ from disagg_transfer.selection import Selection
 
 MAX_CALLS: Final = 4096
 _REGISTER_S: Final = 10.0
+_VACATE_S: Final = 1.0  # for the kernel to tell of a connection whose process has ended
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 _log = logging.getLogger(__name__)
 
 
 class Registrar(Protocol):
-    def engine_registered(self, engine: Engine) -> None: ...
+    def engine_registered(self, rank: Rank, engine: Engine) -> None: ...
 
-    def engine_lost(self, engine: Engine) -> None: ...
+    def engine_lost(self, rank: Rank) -> None: ...
 
-    def engine_refused(self, detail: str) -> None: ...
+    def engine_refused(self, number: int, detail: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Seat:
+    """The connection of the engine that a rank has, if it has one."""
+
+    rank: Rank
+    writer: asyncio.StreamWriter | None = None
+    vacant: Pulse = field(default_factory=Pulse)
 
 
 class EngineSocket:
@@ -66,18 +82,15 @@ class EngineSocket:
         *,
         role: Role,
         state_types: frozenset[str],
-        memory: RankMemory,
-        desk: Desk,
+        ranks: Mapping[int, Rank],
         registrar: Registrar,
         refused: Callable[[str], None],
     ) -> None:
         self._refused = refused
-        self._role, self._state_types, self._memory = role, state_types, memory
-        self._desk, self._registrar = desk, registrar
+        self._role, self._state_types = role, state_types
+        self._seats = {number: _Seat(rank) for number, rank in ranks.items()}
+        self._registrar = registrar
         self._epochs = itertools.count(1)
-        self._current: asyncio.StreamWriter | None = None
-        self._vacant = asyncio.Event()
-        self._vacant.set()
         self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self, path: Path) -> None:
@@ -91,7 +104,8 @@ class EngineSocket:
         try:
             async with asyncio.timeout(_REGISTER_S):
                 register = _first(await self._read(reader))
-            engine = self._examine(register)
+            parts, seat = self._examine(register), self._seat(register)
+            await _vacate(seat, register.instance)
         except RegistrationError as error:
             await self._reject(register, writer, error)
         except (WireError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
@@ -99,7 +113,8 @@ class EngineSocket:
             _log.warning("an engine's connection ended unregistered: %s", error)
             writer.transport.abort()
         else:
-            await self._serve(register.call, engine, reader, writer)
+            engine = self._engine(register, parts)
+            await self._serve(register.call, seat, engine, reader, writer)
 
     async def _reject(
         self, register: Register, writer: asyncio.StreamWriter, error: RegistrationError
@@ -108,56 +123,45 @@ class EngineSocket:
         unknown = isinstance(error, UnknownStateTypeError)
         detail = str(error)[:2048]
         rejected = Rejected(call=register.call, unknown_state_type=unknown, detail=detail)
-        self._registrar.engine_refused(detail)
+        self._registrar.engine_refused(register.rank, detail)
         writer.write(frame(ANSWERS.encode(rejected)))
         writer.close()
 
     async def _serve(
         self,
         call: int,
+        seat: _Seat,
         engine: Engine,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        if self._current is not None:
-            self._current.transport.abort()
-            await self._vacant.wait()
-        self._current = writer
-        self._vacant.clear()
+        rank, seat.writer = seat.rank, writer
         try:
-            self._send_arena(call, engine, writer)
+            _send_arena(call, rank, engine, writer)
         finally:
-            engine.lifeline.watch(lambda: self._desk.engine_unmapped(engine))
-        self._registrar.engine_registered(engine)
+            engine.lifeline.watch(lambda: rank.desk.engine_unmapped(engine))
+        self._registrar.engine_registered(rank, engine)
         try:
             while True:
-                self._take(await self._read(reader), writer)
+                self._take(await self._read(reader), rank, writer)
         except asyncio.IncompleteReadError:
-            _log.warning("the engine closed its connection, or ended")
+            _log.warning("the engine of rank %d closed its connection, or ended", rank.number)
         except (WireError, OSError) as error:
             _log.warning("engine connection ended: %s", error)
         finally:
             writer.transport.abort()
-            self._current = None
-            self._vacant.set()
-            self._registrar.engine_lost(engine)
+            seat.writer = None
+            seat.vacant.fire()
+            self._registrar.engine_lost(rank)
 
-    def _send_arena(self, call: int, engine: Engine, writer: asyncio.StreamWriter) -> None:
-        """Nothing has been written yet, so the bytes may pass by the transport's buffer."""
-        fds, gpu = shown(self._memory)
-        size, epoch = self._memory.size, engine.epoch
-        answer = Registered(call=call, arena_bytes=size, epoch=epoch, gpu=gpu)
-        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as plain:
-            socket.send_fds(plain, [frame(ANSWERS.encode(answer))], [*fds, engine.lifeline.theirs])
-
-    def _take(self, call: Call | Word, writer: asyncio.StreamWriter) -> None:
+    def _take(self, call: Call | Word, rank: Rank, writer: asyncio.StreamWriter) -> None:
         if isinstance(call, WORDS):
-            self._desk.take(call)
+            rank.desk.take(call)
             return
         if isinstance(call, Register):
             raise WireError("an engine registers once per connection")
         try:
-            answer = self._desk.answer_now(call)
+            answer = rank.desk.answer_now(call)
         except Exception as error:  # noqa: BLE001  (as in _answer)
             answer = _refusal(call, error)
         if answer is not None:
@@ -165,16 +169,16 @@ class EngineSocket:
             return
         if len(self._answering) >= MAX_CALLS:
             raise WireError(f"{MAX_CALLS} calls are unanswered already")
-        task = asyncio.create_task(self._answer(call, writer))
+        task = asyncio.create_task(self._answer(call, rank, writer))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, call: Call, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, call: Call, rank: Rank, writer: asyncio.StreamWriter) -> None:
         answer: Answer
         if writer.is_closing():
             return  # this engine has gone since; the call is nobody's, least of all its successor's
         try:
-            answer = await self._desk.answer(call, lambda part: _send(writer, part))
+            answer = await rank.desk.answer(call, lambda part: _send(writer, part))
         except Exception as error:  # noqa: BLE001  (a call's outermost guard: it must be answered)
             answer = _refusal(call, error)
         _send(writer, answer)
@@ -186,7 +190,7 @@ class EngineSocket:
         call: Call | Word = CALLS.decode(await reader.readexactly(length))
         return call
 
-    def _examine(self, register: Register) -> Engine:
+    def _examine(self, register: Register) -> dict[str, ComponentLayout]:
         if register.protocol != ENGINE_PROTOCOL:
             raise RegistrationError(
                 f"protocol: the engine's client speaks {register.protocol}, this agent "
@@ -198,6 +202,9 @@ class EngineSocket:
             )
         parts = _parts(register)
         self._check_state_types({part.state_type for part in parts.values()})
+        return parts
+
+    def _engine(self, register: Register, parts: dict[str, ComponentLayout]) -> Engine:
         return Engine(
             epoch=next(self._epochs),
             instance=register.instance,
@@ -206,9 +213,28 @@ class EngineSocket:
             fingerprint=Fingerprint(
                 model=register.model,
                 page_size=register.page_size,
+                ranks=register.ranks,
                 components=tuple(parts[name] for name in sorted(parts)),
             ),
         )
+
+    def _seat(self, register: Register) -> _Seat:
+        seat = self._seats.get(register.rank)
+        if seat is None or register.rank >= register.ranks:
+            held = ", ".join(map(str, self._seats))
+            raise RegistrationError(
+                f"rank: the engine is rank {register.rank} of {register.ranks}; this pod has "
+                f"{held} ({ENV_RANK} * {ENV_RANKS} on). Start one engine rank for each GPU of it"
+            )
+        for other in self._seats.values():
+            engine = other.rank.engine
+            if engine is not None and engine.fingerprint.ranks != register.ranks:
+                raise RegistrationError(
+                    f"ranks: the engine of rank {register.rank} says that there are "
+                    f"{register.ranks}, that of rank {other.rank.number} "
+                    f"{engine.fingerprint.ranks}; start both with the same tensor parallelism"
+                )
+        return seat
 
     def _check_state_types(self, found: set[str]) -> None:
         nothing = Selection.NOTHING
@@ -269,6 +295,33 @@ def _parts(register: Register) -> dict[str, ComponentLayout]:
     if not parts:
         raise RegistrationError("components: none; register at least one")
     return parts
+
+
+async def _vacate(seat: _Seat, instance: str) -> None:
+    """Make room for an engine. An ended process's connection closes at once, if not yet."""
+    if seat.writer is None:
+        return
+    sitting = seat.rank.engine
+    if sitting is not None and sitting.instance == instance:
+        seat.writer.transport.abort()
+    try:
+        async with asyncio.timeout(_VACATE_S):
+            while seat.writer is not None:
+                await seat.vacant.wait()
+    except TimeoutError as error:
+        raise RegistrationError(
+            f"rank: another engine process is connected as rank {seat.rank.number}; "
+            "start each engine process with a rank of its own, or end the other one"
+        ) from error
+
+
+def _send_arena(call: int, rank: Rank, engine: Engine, writer: asyncio.StreamWriter) -> None:
+    """Nothing has been written yet, so the bytes may pass by the transport's buffer."""
+    fds, gpu = shown(rank.memory)
+    size, epoch = rank.memory.size, engine.epoch
+    answer = Registered(call=call, arena_bytes=size, epoch=epoch, gpu=gpu)
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as plain:
+        socket.send_fds(plain, [frame(ANSWERS.encode(answer))], [*fds, engine.lifeline.theirs])
 
 
 async def listen_private(path: Path, handle: Handle) -> asyncio.Server:

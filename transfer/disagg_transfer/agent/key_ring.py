@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from disagg_transfer.agent.session import Session
+from disagg_transfer.agent.session import Connection
 from disagg_transfer.errors import AuthenticationError, SettingsError
 from disagg_transfer.protocol import key_id
 from disagg_transfer.settings import read_keys
@@ -34,17 +34,19 @@ class KeyRing:
         """Newest first."""
         return self._keys
 
-    async def run(self, sessions: Callable[[], Iterable[Session]]) -> None:
+    async def run(self, connections: Callable[[], Iterable[Connection]]) -> None:
         loop = asyncio.get_running_loop()
-        doubted: dict[Session, float] = {}
+        doubted: dict[Connection, float] = {}
         while True:
             await asyncio.sleep(REREAD_S)
             self._reread()
             now = loop.time()
-            doubted = {one: doubted.get(one, now) for one in sessions() if not self._stands(one)}
-            for session, since in doubted.items():
+            doubted = {one: doubted.get(one, now) for one in connections() if not self._stands(one)}
+            for connection, since in doubted.items():
                 if now - since > GRACE_S:
-                    session.close("the key it began with is withdrawn, and it has shown no other")
+                    connection.close(
+                        "the key it began with is withdrawn, and it has shown no other"
+                    )
 
     def _reread(self) -> None:
         try:
@@ -59,12 +61,12 @@ class KeyRing:
             self._keys = keys
             _log.info("%d keys now: %s", len(keys), ", ".join(key_id(k).hex() for k in keys))
 
-    def _stands(self, session: Session) -> bool:
+    def _stands(self, connection: Connection) -> bool:
         named = {key_id(key): key for key in self._keys}
-        for message in session.bond.news(named):
-            session.send(message)
+        for message in connection.bond.news(named):
+            connection.send(message)
         try:
-            return session.bond.stands(named)
+            return connection.bond.stands(named)
         except AuthenticationError as error:
-            session.close(f"a false proof: {error}")
+            connection.close(f"a false proof: {error}")
             return True

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from disagg_transfer.accounting import Part
-from disagg_transfer.agent.control import Dialer
 from disagg_transfer.agent.faults import Faults
+from disagg_transfer.agent.routes import Routes
 from disagg_transfer.agent.session import Session
 from disagg_transfer.agent.storage import Storage
 from disagg_transfer.arena import Span
@@ -39,7 +39,7 @@ class Tools:
 
     lane: Lane
     storage: Storage
-    dialer: Dialer
+    routes: Routes
     faults: Faults
     timeouts: Timeouts
     integrity: Sampling

@@ -49,10 +49,23 @@ class _Row:
 
 
 class Outcomes:
-    def __init__(self, metrics: Metrics, changes: "Changes") -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        changes: "Changes",
+        *,
+        rows: dict[str, _Row] | None = None,
+        label: str = "",
+    ) -> None:
         self._metrics = metrics
         self._changes = changes
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, _Row] = {} if rows is None else rows
+        self._label = label  # before every failure's detail
+
+    def of_rank(self, number: int) -> "Outcomes":
+        """The same rows, as one engine rank of several adds to them."""
+        label = f"rank {number}: "
+        return Outcomes(self._metrics, self._changes, rows=self._rows, label=label)
 
     def announce(self, state_types: Iterable[str]) -> None:
         names = sorted(set(state_types))
@@ -84,7 +97,7 @@ class Outcomes:
             stage=failure.stage,
             cause=failure.cause,
             component=failure.component,
-            detail=failure.detail,
+            detail=self._label + failure.detail,
             room=room,
         )
         for name in sorted({failure.state_type} if failure.state_type else set(state_types)):

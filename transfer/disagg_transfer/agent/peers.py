@@ -1,15 +1,18 @@
-"""Every session of this agent, whichever side opened it: layouts met, compared and reported."""
+"""Every connection of this agent, whichever side opened it, and who of the two pods' ranks may
+exchange requests: layouts met, compared by rank pair, and reported.
+"""
 
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from disagg_transfer.agent.engine import Desk, Engine
 from disagg_transfer.agent.outcomes import Changes
 from disagg_transfer.agent.pulse import Pulse
-from disagg_transfer.agent.session import Session
+from disagg_transfer.agent.rank import Rank
+from disagg_transfer.agent.session import Connection, Session, fabric_name
 from disagg_transfer.contract import (
     Cause,
     MismatchReport,
@@ -19,12 +22,14 @@ from disagg_transfer.contract import (
     Stage,
 )
 from disagg_transfer.errors import FabricError, TransferFailed
-from disagg_transfer.lane import Lane
-from disagg_transfer.layout import compare
+from disagg_transfer.layout import Difference, compare
 from disagg_transfer.limits import Heartbeat
-from disagg_transfer.protocol import EngineGone, Identity, Layout
+from disagg_transfer.protocol import EngineGone, Identity, Layout, RankPair
+from disagg_transfer.ranks import partners
 
 REMEMBER_LOST_S: Final = 30.0  # a peer that went is listed as down for this long
+
+_Side = TypeVar("_Side")
 
 _log = logging.getLogger(__name__)
 
@@ -37,148 +42,199 @@ class _Lost:
 
 
 class Peers:
-    def __init__(
-        self,
-        us: Identity,
-        *,
-        heartbeat: Heartbeat,
-        lane: Lane,
-        arena_base: int,
-        arena_bytes: int,
-        changes: Changes,
-    ) -> None:
+    def __init__(self, us: Identity, *, heartbeat: Heartbeat, changes: Changes) -> None:
         self.heartbeat = heartbeat
         self.us = us
-        self.desk: Desk | None = None
         self.pulse = Pulse()
-        self._lane = lane
-        self._base, self._bytes = arena_base, arena_bytes
-        self._metadata = b""
         self._changes = changes
-        self._engine: Engine | None = None
-        self._sessions: dict[str, Session] = {}  # by pod
+        self._ranks: Mapping[int, Rank] = {}
+        self._connections: dict[str, Connection] = {}  # by pod
         self._lost: dict[str, _Lost] = {}
+
+    def adopt(self, ranks: Mapping[int, Rank]) -> None:
+        """The ranks of this pod, by number; before anything is served."""
+        self._ranks = ranks
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        return tuple(self._connections.values())
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        return tuple(self._sessions.values())
+        return tuple(session for connection in self.connections for session in connection.sessions)
 
-    def set_metadata(self, metadata: bytes) -> None:
-        self._metadata = metadata
-
-    def engine_registered(self, engine: Engine) -> None:
-        self._engine = engine
-        for session in self.sessions:
-            session.send(self._layout(engine))
-            self._compare(session)
+    def engine_registered(self, rank: Rank) -> None:
+        for connection in self.connections:
+            connection.send(rank.layout)
+            self._pair(connection)
         self._notice()
 
-    def engine_lost(self, engine: Engine) -> None:
-        self._engine = None
-        for session in self.sessions:
-            session.send(EngineGone(epoch=engine.epoch))
-            session.differences = ()
+    def engine_lost(self, rank: Rank, *, epoch: int) -> None:
+        for connection in self.connections:
+            connection.send(EngineGone(rank=rank.number, epoch=epoch))
+            for session in connection.sessions:
+                if session.ours == rank.number:
+                    session.differences = ()
         self._notice()
 
-    async def serve(self, session: Session) -> str:
-        """Run a session to its end, which every request on it learns at once."""
-        pod = session.peer.pod
-        older = self._sessions.pop(pod, None)
+    async def serve(self, connection: Connection) -> str:
+        """Run a connection to its end, which every request on it learns at once."""
+        pod = connection.peer.pod
+        older = self._connections.pop(pod, None)
         if older is not None:
             older.close(f"pod {pod} has opened another session")
             await older.ended.wait()
-        self._sessions[pod] = session
+        self._connections[pod] = connection
         self._lost.pop(pod, None)
-        if self._engine is not None:
-            session.send(self._layout(self._engine))
+        for rank in self._ranks.values():
+            if rank.layout is not None:
+                connection.send(rank.layout)
         self._notice()
         reason = "the session broke"
         try:
-            reason = await session.run(self._on_message)
+            reason = await connection.run(self._on_message)
         except asyncio.CancelledError:
             reason = "this agent is shutting down"
             raise
         finally:
-            self._forget(session, reason)
+            self._forget(connection, reason)
         return reason
 
-    def _forget(self, session: Session, reason: str) -> None:
-        pod = session.peer.pod
-        if self._sessions.get(pod) is session:
-            del self._sessions[pod]
-            self._lost[pod] = _Lost(identity=session.peer, reason=reason, at=time.monotonic())
+    def _forget(self, connection: Connection, reason: str) -> None:
+        pod = connection.peer.pod
+        if self._connections.get(pod) is connection:
+            del self._connections[pod]
+            self._lost[pod] = _Lost(identity=connection.peer, reason=reason, at=time.monotonic())
         _log.info("peer %s lost: %s", pod, reason)
-        if session.fabric_loaded:
-            self._lane.remove_peer(session.fabric_name, _ignore)
-        if self.desk is not None:
-            self.desk.on_session_lost(
-                session,
-                TransferFailed(
-                    Cause.PEER_LOST, stage=Stage.WIRE, detail=reason, peer_pod=session.peer.pod
-                ),
-            )
+        failure = TransferFailed(Cause.PEER_LOST, stage=Stage.WIRE, detail=reason, peer_pod=pod)
+        for session in connection.sessions:
+            rank = self._ranks[session.ours]
+            if session.fabric_loaded:
+                rank.lane.remove_peer(session.fabric_name, _ignore)
+            rank.desk.on_session_lost(session, failure)
         self._notice()
 
-    def _on_message(self, session: Session, message: Any) -> None:
-        if isinstance(message, Layout):
-            self._met(session, message)
-        elif isinstance(message, EngineGone):
-            session.vacate()
-            if self.desk is not None:
-                self.desk.on_peer_engine_lost(session)
-            self._notice()
-        elif self.desk is not None:
-            self.desk.on_message(session, message)
+    def _on_message(self, connection: Connection, pair: RankPair, message: Any) -> None:
+        match message:
+            case Layout():
+                self._met(connection, message)
+            case EngineGone(rank=rank) if rank in connection.peer.held:
+                connection.vacate(rank)
+                for session in connection.sessions:
+                    if session.theirs == rank:
+                        self._ranks[session.ours].desk.on_peer_engine_lost(session)
+                self._notice()
+            case _:
+                addressed = self.session(connection, pair)
+                if addressed is None:
+                    connection.close(f"{type(message).__name__} is for {pair}, which is not here")
+                else:
+                    self._ranks[addressed.ours].desk.on_message(addressed, message)
 
-    def _met(self, session: Session, layout: Layout) -> None:
-        if layout.fabric_name != session.fabric_name:
-            session.close(
-                f"its NIXL agent is called {layout.fabric_name!r}, not {session.fabric_name!r}"
+    def _met(self, connection: Connection, layout: Layout) -> None:
+        expected = fabric_name(connection.peer, layout.rank)
+        if layout.rank not in connection.peer.held or layout.fabric_name != expected:
+            connection.close(
+                f"its rank {layout.rank} has a NIXL agent called {layout.fabric_name!r}; its "
+                f"handshake says ranks {list(connection.peer.held)} and {expected!r}"
             )
             return
-        session.layout = layout
-        self._compare(session)
-        if self.us.role is Role.DECODE and not session.fabric_loaded:
-            self._load_fabric(session, layout)
+        connection.layouts[layout.rank] = layout
+        self._pair(connection)
         self._notice()
 
-    def _load_fabric(self, session: Session, layout: Layout) -> None:
+    def _pair(self, connection: Connection) -> None:
+        """Give every session of the two pods' ranks that need each other the layout it is of."""
+        for rank in self._ranks.values():
+            for layout in connection.layouts.values():
+                self._introduce(connection, rank, layout)
+
+    def _introduce(self, connection: Connection, rank: Rank, layout: Layout) -> None:
+        if rank.engine is None:
+            return
+        prefill, decode = self._sided(rank.engine.fingerprint, layout.fingerprint)
+        pair = self.pair(ours=rank.number, theirs=layout.rank)
+        session = connection.session(pair)
+        if pair.prefill not in partners(
+            pair.decode, decode_ranks=decode.ranks, prefill_ranks=prefill.ranks
+        ):
+            session.vacate()
+            return
+        before, session.layout = session.differences, layout
+        session.differences = compare(prefill, decode)
+        if session.differences != before:
+            for difference in session.differences:
+                _log.warning("layout of %s differs: %s", connection.peer.pod, difference)
+        if self.us.role is Role.DECODE and not session.fabric_asked:
+            self._load_fabric(rank, session, layout)
+
+    def _load_fabric(self, rank: Rank, session: Session, layout: Layout) -> None:
         loop = asyncio.get_running_loop()
+        session.fabric_asked = True
 
         def finished(error: FabricError | None) -> None:
-            loop.call_soon_threadsafe(self._fabric_loaded, session, error)
+            loop.call_soon_threadsafe(self._fabric_loaded, rank, session, error)
 
-        self._lane.add_peer(layout.fabric_name, layout.fabric_metadata, finished)
+        rank.lane.add_peer(layout.fabric_name, layout.fabric_metadata, finished)
 
-    def _fabric_loaded(self, session: Session, error: FabricError | None) -> None:
+    def _fabric_loaded(self, rank: Rank, session: Session, error: FabricError | None) -> None:
         if error is not None:
             session.close(f"NIXL does not take its metadata: {error}")
         elif session.ended.is_set():
-            self._lane.remove_peer(session.fabric_name, _ignore)
+            rank.lane.remove_peer(session.fabric_name, _ignore)
         else:
             session.fabric_loaded = True
         self._notice()
 
-    def _compare(self, session: Session) -> None:
-        if self._engine is None or session.layout is None:
-            session.differences = ()
-            return
-        ours, theirs = self._engine.fingerprint, session.layout.fingerprint
-        if self.us.role is Role.DECODE:
-            ours, theirs = theirs, ours
-        session.differences = compare(ours, theirs)
-        for difference in session.differences:
-            _log.warning("layout of %s differs: %s", session.peer.pod, difference)
+    def session(self, connection: Connection, pair: RankPair) -> Session | None:
+        """None where one of the ranks is not of its pod."""
+        theirs, ours = self._sided(pair.decode, pair.prefill)
+        known = ours in self._ranks and theirs in connection.peer.held
+        return connection.session(pair) if known else None
 
-    def _layout(self, engine: Engine) -> Layout:
-        return Layout(
-            epoch=engine.epoch,
-            fingerprint=engine.fingerprint,
-            fabric_name=self._lane.name,
-            fabric_metadata=self._metadata,
-            arena_base=self._base,
-            arena_bytes=self._bytes,
+    @property
+    def served(self) -> bool:
+        """Decode: whether some prefill group has everything that each engine here needs."""
+        engines = [rank for rank in self._ranks.values() if rank.engine is not None]
+        return any(
+            all(self._usable(connection, rank) for rank in engines)
+            for connection in self.connections
+            if connection.layouts
         )
+
+    def _usable(self, connection: Connection, rank: Rank) -> bool:
+        for theirs in self.wanted(rank, connection):
+            holder = self.holder(connection, theirs)
+            if not holder or not holder.session(self.pair(ours=rank.number, theirs=theirs)).usable:
+                return False
+        return True
+
+    def wanted(self, rank: Rank, connection: Connection) -> frozenset[int]:
+        """The prefill ranks that a decode rank of ours needs of a group; by its own number alone
+        while the engine of either side is not known.
+        """
+        layout = next(iter(connection.layouts.values()), None)
+        if rank.engine is None or layout is None:
+            return frozenset((rank.number,))
+        return partners(
+            rank.number,
+            decode_ranks=rank.engine.fingerprint.ranks,
+            prefill_ranks=layout.fingerprint.ranks,
+        )
+
+    def holder(self, connection: Connection, rank: int) -> Connection | None:
+        """Of a rank of the group that a connection's pod is of: that pod, or another one's."""
+        group = connection.peer.group
+        others = (other for other in self.connections if other.peer.group == group)
+        return next((c for c in (connection, *others) if rank in c.peer.held), None)
+
+    def pair(self, *, ours: int, theirs: int) -> RankPair:
+        prefill, decode = self._sided(ours, theirs)
+        return RankPair(prefill=prefill, decode=decode)
+
+    def _sided(self, ours: _Side, theirs: _Side) -> tuple[_Side, _Side]:
+        """(prefill's, decode's)."""
+        return (ours, theirs) if self.us.role is Role.PREFILL else (theirs, ours)
 
     def _notice(self) -> None:
         self.pulse.fire()
@@ -186,26 +242,27 @@ class Peers:
 
     @property
     def mismatches(self) -> tuple[MismatchReport, ...]:
-        return tuple(
-            MismatchReport(
-                field=difference.field,
-                prefill=difference.prefill,
-                decode=difference.decode,
-                prefill_pod=prefill,
-                decode_pod=decode,
-            )
-            for session in self.sessions
-            for prefill, decode in (self.pods(session.peer.pod),)
+        """Each once, however many rank pairs of the two pods have it."""
+        found = {
+            (connection.peer.pod, difference): None
+            for connection in self.connections
+            for session in connection.sessions
             for difference in session.differences
+        }
+        return tuple(self._mismatch(pod, difference) for pod, difference in found)
+
+    def _mismatch(self, pod: str, difference: Difference) -> MismatchReport:
+        prefill_pod, decode_pod = self._sided(self.us.pod, pod)
+        return MismatchReport(
+            field=difference.field,
+            prefill=difference.prefill,
+            decode=difference.decode,
+            prefill_pod=prefill_pod,
+            decode_pod=decode_pod,
         )
 
-    def pods(self, other: str) -> tuple[str, str]:
-        """(prefill pod, decode pod) of a pair with another pod."""
-        ours = self.us.pod
-        return (ours, other) if self.us.role is Role.PREFILL else (other, ours)
-
     def reports(self) -> tuple[PeerReport, ...]:
-        rows = [_up(session) for session in self.sessions]
+        rows = [_up(connection) for connection in self.connections]
         horizon = time.monotonic() - REMEMBER_LOST_S
         self._lost = {pod: lost for pod, lost in self._lost.items() if lost.at > horizon}
         for pod, lost in self._lost.items():
@@ -220,17 +277,31 @@ class Peers:
         return tuple(sorted(rows, key=lambda row: row.pod))
 
 
-def _up(session: Session) -> PeerReport:
-    if session.layout is None:
-        detail = "its engine is not registered"
-    else:
-        detail = "; ".join(str(difference) for difference in session.differences)
+def _up(connection: Connection) -> PeerReport:
+    differences = {
+        str(difference): None
+        for session in connection.sessions
+        for difference in session.differences
+    }
     return PeerReport(
-        pod=session.peer.pod,
-        incarnation=session.peer.incarnation,
+        pod=connection.peer.pod,
+        incarnation=connection.peer.incarnation,
         state=PeerState.UP,
-        detail=detail,
+        detail=_vacancy(connection) or "; ".join(differences),
     )
+
+
+def _vacancy(connection: Connection) -> str:
+    """Whose engines the peer still waits for."""
+    if not connection.layouts:
+        return "its engine is not registered"
+    ranks = max(layout.fingerprint.ranks for layout in connection.layouts.values())
+    absent = [
+        str(rank)
+        for rank in connection.peer.held
+        if rank < ranks and rank not in connection.layouts
+    ]
+    return f"no engine of rank {', '.join(absent)} is registered" if absent else ""
 
 
 def _ignore(_error: FabricError | None) -> None:

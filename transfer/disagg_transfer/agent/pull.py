@@ -111,7 +111,7 @@ class Pull:
 
     async def _bootstrap(self) -> None:
         try:
-            session = await self._tools.dialer.reach(self.peer)
+            session = await self._tools.routes.reach(self.peer)
         except TransferFailed as failure:
             self.fail(failure)
         else:
@@ -311,7 +311,7 @@ class Pull:
             self.fail(self._late(due))
 
     async def _find_obstacle(self, due: Due) -> None:
-        self.fail(await self._tools.dialer.obstacle(self.peer, within_s=due.limit_s))
+        self.fail(await self._tools.routes.obstacle(self.peer, within_s=due.limit_s))
 
     def _late(self, due: Due) -> TransferFailed:
         part = self.ledger.parts.get(due.component or "")

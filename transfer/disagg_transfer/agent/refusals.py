@@ -4,8 +4,8 @@ import asyncio
 import logging
 from typing import Final
 
-from disagg_transfer.agent.control import Dialer
 from disagg_transfer.agent.relay import tell
+from disagg_transfer.agent.routes import Routes
 from disagg_transfer.contract import Stage
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import TransferFailed
@@ -16,8 +16,8 @@ _log = logging.getLogger(__name__)
 
 
 class Refusals:
-    def __init__(self, dialer: Dialer, *, timeouts: Timeouts) -> None:
-        self._dialer, self._timeouts = dialer, timeouts
+    def __init__(self, routes: Routes, *, timeouts: Timeouts) -> None:
+        self._routes, self._timeouts = routes, timeouts
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, room: int, *, peer: str, failure: TransferFailed) -> None:
@@ -32,7 +32,7 @@ class Refusals:
     async def _tell(self, room: int, peer: str, failure: TransferFailed) -> None:
         try:
             async with asyncio.timeout(self._timeouts.limit(Stage.BOOTSTRAP)):
-                session = await self._dialer.meet(peer)
+                session = await self._routes.meet(peer)
         except (TimeoutError, TransferFailed) as error:
             _log.warning("room %d is refused, and %s was not told: %s", room, peer, error)
             return

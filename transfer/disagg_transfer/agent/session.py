@@ -1,4 +1,9 @@
-"""One authenticated connection to another agent: the handshake, sealed frames, heartbeats."""
+"""One authenticated connection to another agent, and the sessions of rank pairs that share it.
+
+Two pods have one connection: handshake, sealed frames, heartbeats. A session is what one engine
+rank here and one there have of it, and all that a desk ever sees; it lives as long as the
+connection.
+"""
 
 import asyncio
 import logging
@@ -9,21 +14,24 @@ from typing import Any, Final
 
 from disagg_transfer.bond import Bond
 from disagg_transfer.codec import LENGTH, frame
+from disagg_transfer.contract import Role
 from disagg_transfer.errors import WireError
 from disagg_transfer.layout import Difference
 from disagg_transfer.limits import Heartbeat
 from disagg_transfer.protocol import (
     HANDSHAKE,
-    MAC_BYTES,
+    HEAD_BYTES,
     MAX_FRAME_BYTES,
     MAX_HANDSHAKE_BYTES,
     PROTOCOL_VERSION,
+    WHOLE_POD,
     Hello,
     Holds,
     Identity,
     Layout,
     Ping,
     Proof,
+    RankPair,
     Seal,
     Transcript,
     Welcome,
@@ -40,6 +48,57 @@ _log = logging.getLogger(__name__)
 
 
 class Session:
+    """One rank of this pod and one of the peer's."""
+
+    def __init__(self, connection: "Connection", pair: RankPair) -> None:
+        self.pair = pair
+        self.layout: Layout | None = None  # of the peer's engine; None while none is registered
+        self.differences: tuple[Difference, ...] = ()
+        self.fabric_asked = self.fabric_loaded = False  # our lane for the peer's metadata
+        self._connection = connection
+
+    @property
+    def connection(self) -> "Connection":
+        return self._connection
+
+    @property
+    def peer(self) -> Identity:
+        return self._connection.peer
+
+    @property
+    def ended(self) -> asyncio.Event:
+        return self._connection.ended
+
+    @property
+    def ours(self) -> int:
+        return self.pair.decode if self.peer.role is Role.PREFILL else self.pair.prefill
+
+    @property
+    def theirs(self) -> int:
+        return self.pair.prefill if self.peer.role is Role.PREFILL else self.pair.decode
+
+    @property
+    def fabric_name(self) -> str:
+        return fabric_name(self.peer, self.theirs)
+
+    @property
+    def usable(self) -> bool:
+        return self.layout is not None and not self.differences and self.fabric_loaded
+
+    def vacate(self) -> None:
+        """The peer's engine has gone, or is no longer a partner of ours."""
+        self.layout, self.differences = None, ()
+
+    def send(self, *messages: Any) -> None:
+        """Queue messages; a lost connection swallows them, and its loss is told by its end."""
+        self._connection.send(*messages, pair=self.pair)
+
+    def close(self, reason: str) -> None:
+        """End the whole connection: the peer has said what a sound one never does."""
+        self._connection.close(reason)
+
+
+class Connection:
     """Frames both ways until the connection closes, falls silent or says something false."""
 
     def __init__(
@@ -56,37 +115,48 @@ class Session:
         self.peer = peer
         self.bond = bond
         self._heartbeat = heartbeat
-        self.layout: Layout | None = None  # of the peer's engine; None while none is registered
-        self.vacant_since = asyncio.get_running_loop().time()
-        self.differences: tuple[Difference, ...] = ()
-        self.fabric_loaded = False
+        self.layouts: dict[int, Layout] = {}  # of the peer's engines, by rank
         self.ended = asyncio.Event()
+        now = asyncio.get_running_loop().time()
+        self._vacant_since = dict.fromkeys(peer.held, now)
+        self._sessions: dict[RankPair, Session] = {}
         self._reader, self._writer = reader, writer
         self._incoming, self._outgoing = incoming, outgoing
         self._reason = ""
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = now
         # asyncio sets this only on sockets made with an explicit protocol; without it a small
         # message waits 40 ms for the acknowledgment of the one before.
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
-    def fabric_name(self) -> str:
-        return fabric_name(self.peer)
+    def sessions(self) -> tuple[Session, ...]:
+        return tuple(self._sessions.values())
 
-    def vacate(self) -> None:
-        """The peer's engine has gone."""
-        self.layout, self.differences = None, ()
-        self.vacant_since = asyncio.get_running_loop().time()
+    def session(self, pair: RankPair) -> Session:
+        """The one of this pair; whoever asks knows that both ranks are of these two pods."""
+        found = self._sessions.get(pair)
+        if found is None:
+            found = self._sessions[pair] = Session(self, pair)
+        return found
 
-    @property
-    def usable(self) -> bool:
-        return self.layout is not None and not self.differences and self.fabric_loaded
+    def vacate(self, rank: int) -> None:
+        """The peer's engine of this rank has gone."""
+        self.layouts.pop(rank, None)
+        self._vacant_since[rank] = asyncio.get_running_loop().time()
+        for session in self.sessions:
+            if session.theirs == rank:
+                session.vacate()
 
-    def send(self, *messages: Any) -> None:
-        """Queue messages; a lost session swallows them, and its loss is reported by `run`."""
+    def vacant_for(self, rank: int) -> float:
+        """Seconds that the peer has been without an engine of this rank; it has none now."""
+        return asyncio.get_running_loop().time() - self._vacant_since[rank]
+
+    def send(self, *messages: Any, pair: RankPair = WHOLE_POD) -> None:
+        """Queue messages; a lost connection swallows them, and its loss is reported by `run`."""
         if not messages or self.ended.is_set() or self._writer.is_closing():
             return
-        self._writer.write(b"".join(self._outgoing.close(message) for message in messages))
+        frames = (self._outgoing.close(message, pair) for message in messages)
+        self._writer.write(b"".join(frames))
         transport = self._writer.transport
         if transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
             self.close(f"{_MAX_UNSENT_BYTES} bytes unsent: the peer does not read")
@@ -95,17 +165,17 @@ class Session:
         self._reason = self._reason or reason
         self._writer.transport.abort()
 
-    async def run(self, on_message: Callable[["Session", Any], None]) -> str:
+    async def run(self, on_message: Callable[["Connection", RankPair, Any], None]) -> str:
         """Serve until the end; returns why it ended."""
         beat = asyncio.create_task(self._beat())
         try:
             while True:
-                message = self._incoming.open(await self._read_frame())
+                pair, message = self._incoming.open(await self._read_frame())
                 self._heard = asyncio.get_running_loop().time()
                 if isinstance(message, Holds):
                     self.bond.claim(message)
                 elif not isinstance(message, Ping):
-                    on_message(self, message)
+                    on_message(self, pair, message)
         except asyncio.IncompleteReadError:
             return self._reason or "its control connection closed: the agent ended or restarts"
         except OSError as error:
@@ -119,8 +189,10 @@ class Session:
 
     async def _read_frame(self) -> bytes:
         (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
-        if not MAC_BYTES < length <= MAX_FRAME_BYTES:
-            raise WireError(f"frame of {length} bytes is not within {MAC_BYTES}..{MAX_FRAME_BYTES}")
+        if not HEAD_BYTES < length <= MAX_FRAME_BYTES:
+            raise WireError(
+                f"frame of {length} bytes is not within {HEAD_BYTES}..{MAX_FRAME_BYTES}"
+            )
         return await self._reader.readexactly(length)
 
     async def _beat(self) -> None:
@@ -139,9 +211,9 @@ class Session:
                 return
 
 
-def fabric_name(identity: Identity) -> str:
-    """NIXL's name of an agent: a restarted one is another, so its old metadata never serves."""
-    return f"{identity.namespace}/{identity.pod}/{identity.incarnation}"
+def fabric_name(identity: Identity, rank: int) -> str:
+    """NIXL's name of a lane: a restarted agent's is another, so its old metadata never serves."""
+    return f"{identity.namespace}/{identity.pod}/{identity.incarnation}/{rank}"
 
 
 async def greet(
@@ -151,7 +223,7 @@ async def greet(
     us: Identity,
     keys: tuple[bytes, ...],
     heartbeat: Heartbeat,
-) -> Session:
+) -> Connection:
     """The dialer's half of the handshake."""
     hello = Hello(
         protocol=PROTOCOL_VERSION,
@@ -165,7 +237,7 @@ async def greet(
     key = proved_key(script, keys=keys, purpose=b"listener", proof=welcome.proof)
     check_identity(us, welcome.identity, protocol=welcome.protocol)
     writer.write(frame(HANDSHAKE.encode(Proof(proof=script.derive(key, b"dialer")))))
-    return Session(
+    return Connection(
         reader,
         writer,
         peer=welcome.identity,
@@ -183,7 +255,7 @@ async def receive(
     us: Identity,
     keys: tuple[bytes, ...],
     heartbeat: Heartbeat,
-) -> Session:
+) -> Connection:
     """The listener's half. Nothing of the stranger's is kept until its proof is right."""
     hello = await _expect(reader, Hello)
     bare = Welcome(protocol=PROTOCOL_VERSION, identity=us, nonce=secrets.token_bytes(32), proof=b"")
@@ -201,7 +273,7 @@ async def receive(
     proof = await _expect(reader, Proof)
     check_proof(script, key=key, purpose=b"dialer", proof=proof.proof)
     check_identity(us, hello.identity, protocol=hello.protocol)
-    return Session(
+    return Connection(
         reader,
         writer,
         peer=hello.identity,

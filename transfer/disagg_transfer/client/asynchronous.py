@@ -105,6 +105,8 @@ class AsyncAgentClient:
         page_size: int,
         timeout_s: float,
         on_gpu: OpenOnGpu | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> "AsyncAgentClient":
         """RegistrationError when the agent refuses, AgentUnavailableError when it is late."""
         connection = await asyncio.to_thread(
@@ -116,6 +118,8 @@ class AsyncAgentClient:
             page_size=page_size,
             timeout_s=timeout_s,
             on_gpu=on_gpu,
+            rank=rank,
+            ranks=ranks,
         )
         reader, writer = await asyncio.open_unix_connection(sock=connection.socket)
         return cls(AsyncLine(reader, writer), Conversation(connection.arena, components))

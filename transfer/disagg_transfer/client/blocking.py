@@ -51,8 +51,11 @@ class AgentClient:
         page_size: int,
         timeout_s: float,
         on_gpu: OpenOnGpu | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> "AgentClient":
-        """Register with the agent, retrying until its socket is there.
+        """Register with the agent as tensor-parallel rank `rank` of `ranks`, over all pods of the
+        group; retries until the agent's socket is there.
 
         `on_gpu` opens the agent's arena where that is on a GPU: engines.cuda.DeviceArena.
 
@@ -66,6 +69,8 @@ class AgentClient:
             page_size=page_size,
             timeout_s=timeout_s,
             on_gpu=on_gpu,
+            rank=rank,
+            ranks=ranks,
         )
         return cls(connection, components)
 

@@ -51,6 +51,8 @@ def connect(
     components: Sequence[Component],
     page_size: int,
     timeout_s: float,
+    rank: int,
+    ranks: int,
     on_gpu: OpenOnGpu | None = None,
 ) -> Connection:
     """Register with the agent, retrying until its socket is there. Blocking.
@@ -64,6 +66,8 @@ def connect(
         model=model,
         page_size=page_size,
         instance=_INSTANCE,
+        rank=rank,
+        ranks=ranks,
         components=tuple(_registered(component) for component in components),
     )
     deadline = time.monotonic() + timeout_s
