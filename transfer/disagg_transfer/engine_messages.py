@@ -199,6 +199,7 @@ class Wanted:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrivedChunk:
     component: Name
+    source: Rank  # of prefill
     first: Count
     items: Count
     skip: Count
@@ -216,6 +217,7 @@ class Arrived:
     ended: bool
     aux: Aux
     prefill_pod: Text
+    prefill_ranks: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from disagg_transfer.protocol import ComponentLayout, Fingerprint
-from disagg_transfer.registry import LAYOUT_FIELDS, lookup
+from disagg_transfer.ranks import divisible
+from disagg_transfer.registry import LAYOUT_FIELDS, Resharding, StateType, lookup
 
 _ABSENT = "(absent)"
 _WIRE_NAMES = {
@@ -20,9 +21,21 @@ class Difference:
     field: str
     prefill: str
     decode: str
+    rule: str = ""  # why it matters, where the values alone do not say it
+
+    @property
+    def named(self) -> str:
+        """The field, with the rule that it breaks."""
+        return f"{self.field} ({self.rule})" if self.rule else self.field
 
     def __str__(self) -> str:
-        return f"{self.field}: prefill has {self.prefill}, decode has {self.decode}"
+        return f"{self.named}: prefill has {self.prefill}, decode has {self.decode}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankCounts:
+    prefill: int
+    decode: int
 
 
 def compare(prefill: Fingerprint, decode: Fingerprint) -> tuple[Difference, ...]:
@@ -33,8 +46,15 @@ def compare(prefill: Fingerprint, decode: Fingerprint) -> tuple[Difference, ...]
 def _differences(prefill: Fingerprint, decode: Fingerprint) -> Iterator[Difference]:
     if prefill.model != decode.model:
         yield Difference(field="model", prefill=prefill.model, decode=decode.model)
-    if prefill.ranks != decode.ranks:
-        yield Difference(field="ranks", prefill=str(prefill.ranks), decode=str(decode.ranks))
+    counts = RankCounts(prefill=prefill.ranks, decode=decode.ranks)
+    if not divisible(counts.prefill, counts.decode):
+        yield Difference(
+            field="ranks",
+            prefill=str(counts.prefill),
+            decode=str(counts.decode),
+            rule="one must divide the other",
+        )
+        counts = RankCounts(prefill=1, decode=1)  # the components would say it once more each
     if prefill.page_size != decode.page_size:
         yield Difference(
             field="pageSize", prefill=str(prefill.page_size), decode=str(decode.page_size)
@@ -42,25 +62,51 @@ def _differences(prefill: Fingerprint, decode: Fingerprint) -> Iterator[Differen
     ours = {part.name: part for part in prefill.components}
     theirs = {part.name: part for part in decode.components}
     for name in sorted(ours.keys() | theirs.keys()):
-        yield from _component_differences(name, ours.get(name), theirs.get(name))
+        yield from _component_differences(name, ours.get(name), theirs.get(name), counts)
 
 
 def _component_differences(
-    name: str, prefill: ComponentLayout | None, decode: ComponentLayout | None
+    name: str, prefill: ComponentLayout | None, decode: ComponentLayout | None, counts: RankCounts
 ) -> Iterator[Difference]:
     path = f"components[{name}]"
     if prefill is None or decode is None:
         yield Difference(field=path, prefill=_described(prefill), decode=_described(decode))
         return
-    may_differ = lookup(prefill.state_type).may_differ
+    entry = lookup(prefill.state_type)
+    refusal = entry.why_not(prefill_ranks=counts.prefill, decode_ranks=counts.decode)
     for field in LAYOUT_FIELDS:
         ours, theirs = getattr(prefill, field), getattr(decode, field)
-        if ours != theirs and field not in may_differ:
-            yield Difference(
-                field=f"{path}.{_WIRE_NAMES.get(field, field)}",
-                prefill=str(ours),
-                decode=str(theirs),
-            )
+        if ours == theirs or field in entry.may_differ:
+            continue
+        if field == "item_bytes" and (refusal or _is_share(entry, prefill, decode, counts)):
+            continue
+        yield Difference(
+            field=f"{path}.{_WIRE_NAMES.get(field, field)}", prefill=str(ours), decode=str(theirs)
+        )
+    if refusal is not None:
+        yield Difference(
+            field=f"{path}.ranks",
+            prefill=str(counts.prefill),
+            decode=str(counts.decode),
+            rule=refusal,
+        )
+
+
+def _is_share(
+    entry: StateType, prefill: ComponentLayout, decode: ComponentLayout, counts: RankCounts
+) -> bool:
+    """Whether an item of the side of fewer ranks is several of the other's.
+
+    As many as the counts' ratio, or fewer where ranks outnumber heads: neighbors then hold the
+    same one.
+    """
+    if entry.resharding not in (Resharding.HEADS, Resharding.CONV_GROUPS):
+        return False
+    whole, share = prefill.item_bytes, decode.item_bytes
+    if counts.prefill > counts.decode:
+        whole, share = share, whole
+    ratio = max(counts.prefill, counts.decode) // min(counts.prefill, counts.decode)
+    return share > 0 and whole % share == 0 and ratio % (whole // share) == 0
 
 
 def _described(part: ComponentLayout | None) -> str:

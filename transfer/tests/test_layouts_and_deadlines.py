@@ -56,6 +56,53 @@ def test_every_difference_is_listed():
     assert compare(decode, BOTH)[-1].prefill == "(absent)"
 
 
+def ranked(ranks, **item_bytes):
+    """A layout of so many ranks, whose components have items of so many bytes."""
+    parts = tuple(
+        dataclasses.replace(KV, name=name, state_type=name, item_bytes=size)
+        for name, size in item_bytes.items()
+    )
+    return dataclasses.replace(BOTH, ranks=ranks, components=parts)
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode"),
+    [
+        (ranked(2, kv=512, mamba=64, nsa=100), ranked(8, kv=128, mamba=16, nsa=100)),
+        (ranked(8, kv=128, mamba=16), ranked(2, kv=512, mamba=64)),
+        (ranked(2, kv=512), ranked(8, kv=256)),  # four heads: neighbors hold the same one
+        (ranked(4, kv=512), ranked(8, kv=512)),
+    ],
+)
+def test_unequal_counts_of_ranks_are_equal_layouts_where_items_are_shares(prefill, decode):
+    assert compare(prefill, decode) == ()
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "field"),
+    [
+        (ranked(2, kv=512), ranked(4, kv=128), "components[kv].itemBytes"),  # a quarter of a half
+        (ranked(2, kv=256), ranked(4, kv=512), "components[kv].itemBytes"),
+        (ranked(1, kv=512), ranked(6, kv=128), "components[kv].itemBytes"),
+        (ranked(2, nsa=512), ranked(4, nsa=256), "components[nsa].itemBytes"),
+        (ranked(2, kv=512), ranked(2, kv=256), "components[kv].itemBytes"),
+        (ranked(2, swa=512), ranked(4, swa=256), "components[swa].ranks"),
+        (ranked(3, kv=512, swa=8), ranked(2, kv=512, swa=8), "ranks"),
+    ],
+)
+def test_a_layout_that_cannot_be_resharded_is_told_once_by_its_field(prefill, decode, field):
+    (difference,) = compare(prefill, decode)
+    assert difference.field == field
+    if field.endswith("ranks"):
+        assert difference.prefill == str(prefill.ranks)
+        assert difference.rule in str(difference) != ""
+
+
+def test_a_refusal_to_reshard_quotes_where_its_rule_is_from():
+    (difference,) = compare(ranked(2, swa=512), ranked(4, swa=256))
+    assert "unless the model is MLA (sglang#38552" in difference.named
+
+
 def test_a_state_type_s_limit_wins_over_the_stage_s_and_that_over_the_default():
     limits = Timeouts(default_s=30, stages={Stage.WIRE: 5}, state_types={"mamba": 1})
     assert limits.limit(Stage.WIRE, "mamba") == limits.limit(Stage.NOTIFY, "mamba") == 1

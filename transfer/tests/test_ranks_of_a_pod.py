@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from disagg_transfer.client import AgentClient, RegistrationError, TransferFailed
+from disagg_transfer.client import RegistrationError, TransferFailed
 from disagg_transfer.local import LocalAgent
 
 LIMITS = {"default": 10}
@@ -224,19 +224,3 @@ def test_a_group_of_several_pods_serves_the_rank_that_its_leader_does_not_have(
             client.release(room)
         for client in p:
             client.wait_released(room, 5)
-
-
-def test_sides_of_different_tensor_parallelism_are_told_of_both(tmp_path, rooms, kit):
-    with LocalAgent(tmp_path / "p", role="prefill", ranks=2) as prefill:
-        peers = [peer_of(prefill)]
-        with (
-            LocalAgent(tmp_path / "d", role="decode", peers=peers) as decode,
-            engines(kit, [prefill], ranks=2, parts=kit.every_type),
-            engines(kit, [decode], ranks=1, parts=kit.every_type) as (client,),
-        ):
-            assert isinstance(client, AgentClient)
-            kit.until(lambda: decode.report().layout_mismatch)
-            (told,) = decode.report().layout_mismatch
-            assert (told.field, told.prefill, told.decode) == ("ranks", "2", "1")
-            with pytest.raises(TransferFailed, match="ranks: prefill has 2, decode has 1"):
-                client.pull(next(rooms), peer=peer_of(prefill), expect=kit.items)

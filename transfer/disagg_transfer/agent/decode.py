@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from disagg_transfer.accounting import Part
 from disagg_transfer.agent.engine import Engine, Send, Sight
+from disagg_transfer.agent.gathering import Gathering, Sourced
 from disagg_transfer.agent.landing import Chunk, Tools
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.outcomes import Outcomes, Pods
@@ -41,8 +41,8 @@ class Decode:
         self._pod, self._tools = pod, tools
         self._outcomes, self._metrics = outcomes, metrics
         self._engine: Engine | None = None
-        self._rooms: dict[int, Pull] = {}
-        self._streams: dict[int, Pull] = {}  # the same, by the engine's call
+        self._rooms: dict[int, Gathering] = {}
+        self._streams: dict[int, Gathering] = {}  # the same, by the engine's call
         self._refusals = Refusals(tools.routes, timeouts=tools.timeouts)
 
     @property
@@ -58,9 +58,7 @@ class Decode:
                 state=pull.state,
                 peer_pod=pull.peer_pod,
                 age_s=now - pull.begun_at,
-                components=", ".join(
-                    f"{part.component} missing" for part in pull.ledger.outstanding
-                ),
+                components=", ".join(f"{part.component} missing" for part in pull.outstanding),
             )
             for room, pull in self._rooms.items()
         )
@@ -113,10 +111,9 @@ class Decode:
         except TransferFailed as failure:
             self._refusals.tell(call.room, peer=call.peer, failure=failure)
             raise
-        pull = Pull(
+        pull = Gathering(
             stream=call.call,
             room=call.room,
-            request=secrets.token_bytes(16),
             peer=call.peer,
             parts=parts,
             tools=self._tools,
@@ -149,24 +146,23 @@ class Decode:
             for name, items in call.expect.items()
         }
 
-    def _succeeded(self, pull: Pull) -> None:
+    def _succeeded(self, pull: Gathering) -> None:
         pods = Pods(prefill=pull.peer_pod, decode=self._pod)
-        for part in pull.ledger.parts.values():
-            nbytes = (part.items - part.have) * part.item_bytes
-            self._outcomes.succeeded(part.state_type, nbytes=nbytes, pods=pods)
+        for name, nbytes in pull.nbytes.items():
+            self._outcomes.succeeded(pull.parts[name].state_type, nbytes=nbytes, pods=pods)
         if pull.first_offer_at is not None:
             elapsed = asyncio.get_running_loop().time() - pull.first_offer_at
             self._metrics.seconds.observe(elapsed)
 
-    def _failed(self, pull: Pull, failure: TransferFailed) -> None:
+    def _failed(self, pull: Gathering, failure: TransferFailed) -> None:
         """Of a failed request only what the engine may still read is kept, until it says so."""
         self._record(pull, failure)
-        if pull.session is None:  # it never claimed the room, so it could tell nobody
+        if not pull.pulls:  # it never claimed the room, so it could tell nobody
             self._refusals.tell(pull.room, peer=pull.peer, failure=failure)
         if not pull.whole and not pull.holds_memory:
             self._forget(pull)
 
-    def _forget(self, pull: Pull) -> None:
+    def _forget(self, pull: Gathering) -> None:
         """The engine touches no chunk of it any more."""
         pull.close()
         if self._rooms.get(pull.room) is pull:
@@ -192,16 +188,16 @@ class Decode:
         if pull is not None:
             self._give_up(pull, call.detail, stopped=call.stopped)
 
-    def _give_up(self, pull: Pull, detail: str, *, stopped: bool) -> None:
+    def _give_up(self, pull: Gathering, detail: str, *, stopped: bool) -> None:
         pull.fail(
             TransferFailed(Cause.ABORTED, stage=pull.stage, detail=detail, peer_pod=pull.peer_pod)
         )
         if stopped:
             self._forget(pull)
 
-    def _record(self, pull: Pull, failure: TransferFailed) -> None:
+    def _record(self, pull: Gathering, failure: TransferFailed) -> None:
         """What arrived whole made it, unless all of it did: then nobody could use it."""
-        late = pull.ledger.outstanding or tuple(pull.ledger.parts.values())
+        late = pull.outstanding or tuple(pull.parts.values())
         prefill_pod = pull.peer_pod or failure.peer_pod or pull.peer
         self._outcomes.failed(
             failure,
@@ -216,9 +212,10 @@ class Decode:
         if not isinstance(message, Offer | Confirmed | Failed):
             session.close(f"{type(message).__name__} is decode's to send")
             return
-        pull = self._rooms.get(message.room)
-        if pull is not None and self._moves_on(pull, session) and message.request == pull.request:
-            pull.on_message(message)
+        gathering = self._rooms.get(message.room)
+        for pull in gathering.pulls if gathering else ():
+            if _moves_on(pull, session) and message.request == pull.request:
+                pull.on_message(message)
 
     def on_session_lost(self, session: Session, failure: TransferFailed) -> None:
         for pull in self._pulls_on(session):
@@ -236,12 +233,17 @@ class Decode:
             )
 
     def _pulls_on(self, session: Session) -> tuple[Pull, ...]:
-        return tuple(pull for pull in self._rooms.values() if self._moves_on(pull, session))
+        return tuple(
+            pull
+            for gathering in self._rooms.values()
+            for pull in gathering.pulls
+            if _moves_on(pull, session)
+        )
 
-    @staticmethod
-    def _moves_on(pull: Pull, session: Session) -> bool:
-        """Once it is whole it needs its peer no more."""
-        return pull.session is session and not pull.whole
+
+def _moves_on(pull: Pull, session: Session) -> bool:
+    """Once it is whole it needs its peer no more."""
+    return pull.session is session and not pull.whole
 
 
 def _check_have(have: Mapping[str, int], expect: Mapping[str, int]) -> None:
@@ -253,21 +255,25 @@ def _check_have(have: Mapping[str, int], expect: Mapping[str, int]) -> None:
             )
 
 
-def _arrived(call: int, pull: Pull, chunks: Iterable[Chunk], *, ended: bool = False) -> Arrived:
+def _arrived(
+    call: int, gathering: Gathering, chunks: Iterable[Sourced], *, ended: bool = False
+) -> Arrived:
     return Arrived(
         call=call,
-        chunks=tuple(_arrived_chunk(chunk) for chunk in chunks),
+        chunks=tuple(_arrived_chunk(source, chunk) for source, chunk in chunks),
         ended=ended,
-        aux=pull.ledger.aux if ended else b"",
-        prefill_pod=pull.peer_pod,
+        aux=gathering.aux if ended else b"",
+        prefill_pod=gathering.peer_pod,
+        prefill_ranks=gathering.source_ranks,
     )
 
 
-def _arrived_chunk(chunk: Chunk) -> ArrivedChunk:
+def _arrived_chunk(source: int, chunk: Chunk) -> ArrivedChunk:
     offer, span = chunk.offer, chunk.span
     assert span is not None
     return ArrivedChunk(
         component=offer.component,
+        source=source,
         first=offer.first,
         items=offer.items,
         skip=max(chunk.part.have - offer.first, 0),

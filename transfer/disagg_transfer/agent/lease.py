@@ -14,16 +14,26 @@ from disagg_transfer.protocol import Offer
 
 @dataclass(slots=True, kw_only=True)
 class Claim:
-    """A decode agent that wants a room."""
+    """A decode rank that wants a room, and how far it has come with it."""
 
     session: Session
     request: bytes
     have: Mapping[str, int]  # leading items that it holds already, by component
+    readers: int = 1  # decode ranks that read this shard, each by a claim of its own
+    passed: int = 0  # this many of the lease's chunks have been announced to it, or skipped
+    announced: "list[Held | None]" = field(default_factory=list)  # by index; None: it has it
+    landed: bool = False
+    released: bool = False
 
     def needs(self, offer: Offer) -> bool:
         """The last offer is always said: it carries aux, and ends the count."""
         have = self.have.get(offer.component, 0)
         return offer.last or not have or offer.first + offer.items > have
+
+    def shares_with(self, other: "Claim") -> bool:
+        """Whether it is of another rank of the same request."""
+        ours, theirs = self.session, other.session
+        return ours.peer.group == theirs.peer.group and ours.theirs != theirs.theirs
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -34,6 +44,8 @@ class Held:
     state_type: str
     span: Span | None  # None: given back to the arena
     digest: bytes | None = None  # None: being taken
+    done: int = 0  # readers that have it, or have no need of it
+    skipped: int = 0  # of these, the latter
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,15 +69,49 @@ class Lease:
     moved_at: float  # when it last got anywhere
     written: dict[int, Span] = field(default_factory=dict)  # the engine writes here
     held: list[Held] = field(default_factory=list)  # in the engine's order
-    passed: int = 0  # this many of `held` have been announced, or skipped
-    announced: list[Held] = field(default_factory=list)  # by the index of their offer
     tallies: dict[str, Tally] = field(default_factory=dict)  # by component
     last_offered: bool = False
-    claim: Claim | None = None
-    landed: bool = False
-    released: bool = False
+    claims: list[Claim] = field(default_factory=list)
     failure: TransferFailed | None = None
     changed: Pulse = field(default_factory=Pulse)
+
+    @property
+    def readers(self) -> int:
+        return self.claims[0].readers if self.claims else 1
+
+    @property
+    def claimed(self) -> bool:
+        """By every decode rank that reads it."""
+        return bool(self.claims) and len(self.claims) == self.readers
+
+    @property
+    def landed(self) -> bool:
+        return self.claimed and all(claim.landed for claim in self.claims)
+
+    @property
+    def released(self) -> bool:
+        return self.claimed and all(claim.released for claim in self.claims)
+
+    def claim_of(self, session: Session, request: bytes) -> Claim | None:
+        for claim in self.claims:
+            if claim.session is session and claim.request == request:
+                return claim
+        return None
+
+    @property
+    def decode_pod(self) -> str:
+        return self.claims[0].session.peer.pod if self.claims else ""
+
+    @property
+    def have(self) -> dict[str, int]:
+        """Leading items that every reader holds; none while one may still come."""
+        if not self.claimed:
+            return {}
+        first, *others = (claim.have for claim in self.claims)
+        return {
+            name: min([items, *(other.get(name, 0) for other in others)])
+            for name, items in first.items()
+        }
 
     @property
     def ended(self) -> bool:
@@ -93,5 +139,5 @@ class Lease:
         if self.landed:
             return "ARRIVED"
         if self.held:
-            return "PULLING" if self.claim else "OFFERED"
+            return "PULLING" if self.claims else "OFFERED"
         return "NEW"

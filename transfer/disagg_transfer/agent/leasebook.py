@@ -1,7 +1,7 @@
 """Every lease of a prefill agent, the claims that came early, and how each of them ends."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from disagg_transfer.agent.engine import Engine
@@ -45,7 +45,7 @@ class LeaseBook:
         self._outcomes, self._timeouts = outcomes, timeouts
         self.engine: Engine | None = None
         self._leases: dict[int, Lease] = {}
-        self._claims: dict[int, Claim] = {}  # for rooms not begun
+        self._claims: dict[int, list[Claim]] = {}  # for rooms not begun
         # No longer than the other copy of the request may be under way.
         keep_s = timeouts.limit(Stage.BOOTSTRAP) + timeouts.limit(Stage.QUEUE)
         self._given_up = Tombstones(keep_s=keep_s)
@@ -79,38 +79,42 @@ class LeaseBook:
         if failure is not None:
             raise failure
         now = self._now()
-        self._leases[room] = Lease(room, now, now, claim=self._claims.pop(room, None))
+        self._leases[room] = Lease(room, now, now, claims=self._claims.pop(room, []))
 
     def claim(self, room: int, claim: Claim) -> Lease | None:
         """Take a claim in, which may come before the room begins; raises when it cannot be had."""
-        failure = self._given_up.take(room)
+        failure = self._given_up.take(room, takers=claim.readers)
         if failure is not None:
             raise failure
         lease = self._leases.get(room)
-        taken = lease.claim if lease else self._claims.get(room)
-        if taken is not None or (lease is not None and lease.ended):
-            pod = taken.session.peer.pod if taken else "nobody"
+        claims = lease.claims if lease else self._claims.get(room, [])
+        shared = len(claims) < claim.readers and all(claim.shares_with(other) for other in claims)
+        if not shared or (lease is not None and lease.ended):
+            pod = claims[0].session.peer.pod if claims else "nobody"
             raise misuse(f"room {room} is claimed already, by {pod}")
         if lease is not None:
-            lease.claim, lease.moved_at = claim, self._now()
-        elif len(self._claims) >= MAX_CLAIMS:
+            lease.moved_at = self._now()
+        elif not claims and len(self._claims) >= MAX_CLAIMS:
             raise misuse(f"{MAX_CLAIMS} rooms are wanted and not begun")
         else:
-            self._claims[room] = claim
+            self._claims[room] = claims
+        claims.append(claim)
         return lease
 
     # -- ends
 
-    def fail(self, lease: Lease, failure: TransferFailed, *, relay: bool = True) -> None:
+    def fail(
+        self, lease: Lease, failure: TransferFailed, *, told_by: Session | None = None
+    ) -> None:
+        """End it for every reader; whoever told of it need not hear it again."""
         if lease.ended:
             return
         lease.failure = failure
         self.free(lease.held)
-        if lease.claim is None:
-            self._given_up.put(lease.room, failure, now=self._now())
-        elif relay:
-            tell(lease.claim.session, room=lease.room, request=lease.claim.request, failure=failure)
-        pod = lease.claim.session.peer.pod if lease.claim else failure.peer_pod
+        if not lease.claimed:
+            self._given_up.put(lease.room, failure, now=self._now(), told=len(lease.claims))
+        _tell(lease.room, lease.claims, failure, told_by=told_by)
+        pod = lease.decode_pod or failure.peer_pod
         self._record(lease.room, failure, pod, pulled=lease.pulled)
         lease.changed.fire()
 
@@ -119,15 +123,13 @@ class LeaseBook:
     ) -> None:
         """Decode gives up: the lease, or the claim that came before one."""
         lease = self._leases.get(room)
-        claim = lease.claim if lease else self._claims.get(room)
-        if claim is None or claim.session is not session or claim.request != request:
+        claims = lease.claims if lease else self._claims.get(room, [])
+        if not any(claim.session is session and claim.request == request for claim in claims):
             return
         if lease is not None:
-            self.fail(lease, failure, relay=False)
-            return
-        del self._claims[room]
-        self._given_up.put(room, failure, now=self._now())
-        self._record(room, failure, session.peer.pod)
+            self.fail(lease, failure, told_by=session)
+        else:
+            self._drop_claims(room, failure, told_by=session)
 
     def give_up(self, room: int, failure: TransferFailed, *, peer: Session | None = None) -> None:
         """A side refuses its copy of a request: `peer`, or with None this pod's engine.
@@ -137,17 +139,26 @@ class LeaseBook:
         of a decode pod that is not the one the room is for.
         """
         lease = self._leases.get(room)
-        claim = lease.claim if lease else self._claims.get(room)
-        if (claim if peer else lease) is not None:
+        claims = lease.claims if lease else self._claims.get(room, [])
+        taken_up = lease is not None if peer is None else not _awaits(claims, peer)
+        if taken_up:
             return
         if lease is not None:
-            self.fail(lease, failure)
-        elif claim is not None:
-            del self._claims[room]
-            tell(claim.session, room=room, request=claim.request, failure=failure)
-            self._record(room, failure, claim.session.peer.pod)
+            self.fail(lease, failure, told_by=peer)
+        elif claims:
+            self._drop_claims(room, failure, told_by=peer)
         else:
             self._given_up.put(room, failure, now=self._now())
+
+    def _drop_claims(
+        self, room: int, failure: TransferFailed, *, told_by: Session | None = None
+    ) -> None:
+        """A room that was wanted and never begun; whoever is late on it learns why."""
+        claims = self._claims.pop(room)
+        if told_by is not None or len(claims) < claims[0].readers:
+            self._given_up.put(room, failure, now=self._now())
+        _tell(room, claims, failure, told_by=told_by)
+        self._record(room, failure, claims[0].session.peer.pod)
 
     def free(self, chunks: Iterable[Held]) -> None:
         """Decode has them, or never will."""
@@ -166,11 +177,12 @@ class LeaseBook:
 
     def lose_session(self, session: Session, failure: TransferFailed) -> None:
         for lease in self.leases:
-            if lease.claim is not None and lease.claim.session is session:
-                told = restaged(failure, lease.stage)
-                self.fail(lease, told, relay=False)
-        for room in [room for room, claim in self._claims.items() if claim.session is session]:
-            del self._claims[room]
+            if any(claim.session is session for claim in lease.claims):
+                self.fail(lease, restaged(failure, lease.stage), told_by=session)
+        for room, claims in list(self._claims.items()):
+            if any(claim.session is session for claim in claims):
+                del self._claims[room]
+                _tell(room, claims, restaged(failure, Stage.QUEUE), told_by=session)
 
     def settle_orphans(self, epoch: int) -> None:
         """The engine of that registration has no mapping of the arena any more."""
@@ -190,8 +202,8 @@ class LeaseBook:
         if not engine.lifeline.held:
             self.settle_orphans(engine.epoch)
         failure = self.engine_lost(Stage.QUEUE)
-        for room, claim in self._claims.items():
-            tell(claim.session, room=room, request=claim.request, failure=failure)
+        for room, claims in self._claims.items():
+            _tell(room, claims, failure)
         self._claims.clear()
         self.engine = None
 
@@ -227,22 +239,44 @@ class LeaseBook:
         self._given_up.sweep(now)
 
     def _patience(self, lease: Lease) -> tuple[float, TransferFailed]:
-        if lease.claim is None:
-            return self._unclaimed()
+        if not lease.claimed:
+            return self._unclaimed(lease)
         limit = sum(self._timeouts.limit(stage) for stage in _CLAIMED_STAGES) + _GRACE_S
         detail = f"decode has neither taken it nor failed within {limit:g} s"
-        pod = lease.claim.session.peer.pod
-        return limit, TransferFailed(Cause.TIMEOUT, stage=lease.stage, detail=detail, peer_pod=pod)
+        return limit, TransferFailed(
+            Cause.TIMEOUT, stage=lease.stage, detail=detail, peer_pod=lease.decode_pod
+        )
 
-    def _unclaimed(self) -> tuple[float, TransferFailed]:
+    def _unclaimed(self, lease: Lease) -> tuple[float, TransferFailed]:
         limit = min(self._timeouts.limit(stage) for stage in (Stage.BOOTSTRAP, Stage.QUEUE))
         if not self._decoders():
             limit = min(limit, _ALONE_S)
             detail = f"offered, and no decode engine has been there to claim it for {limit:g} s"
             return limit, TransferFailed(Cause.ENGINE_LOST, stage=Stage.QUEUE, detail=detail)
         detail = f"offered, and no decode agent claimed the room within {limit:g} s"
+        if lease.claims:
+            detail = (
+                f"offered, and {len(lease.claims)} of the {lease.readers} decode ranks that read "
+                f"it claimed the room, no other within {limit:g} s"
+            )
         return limit, TransferFailed(Cause.TIMEOUT, stage=Stage.QUEUE, detail=detail)
 
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _awaits(claims: Sequence[Claim], refuser: Session) -> bool:
+    """Whether a refuser's claim is still to come: none has, or those of its other ranks have."""
+    return all(
+        claim.session.peer.group == refuser.peer.group and claim.session.theirs != refuser.theirs
+        for claim in claims
+    ) and (not claims or len(claims) < claims[0].readers)
+
+
+def _tell(
+    room: int, claims: Sequence[Claim], failure: TransferFailed, *, told_by: Session | None = None
+) -> None:
+    for claim in claims:
+        if claim.session is not told_by:
+            tell(claim.session, room=room, request=claim.request, failure=failure)

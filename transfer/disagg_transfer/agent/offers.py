@@ -55,7 +55,7 @@ class Offers:
     def _check_place(self, lease: Lease, word: OfferPayload) -> None:
         if lease.last_offered:
             raise misuse(f"component {word.component} is offered after the last offer")
-        have = lease.claim.have.get(word.component, 0) if lease.claim else 0
+        have = lease.have.get(word.component, 0)
         tally = lease.tallies.get(word.component)
         course = tally.course if tally else Course()
         course.check(
@@ -109,45 +109,53 @@ class Offers:
 
     def announce(self, lease: Lease) -> None:
         """Say what is sealed, in the engine's order: an offer's index is its place in it."""
-        claim = lease.claim
-        if claim is None or lease.ended:
-            return
+        for claim in lease.claims:
+            if not lease.ended:
+                self._announce(lease, claim)
+
+    def _announce(self, lease: Lease, claim: Claim) -> None:
         offers: list[Offer] = []
-        while lease.passed < len(lease.held):
-            held = lease.held[lease.passed]
+        while claim.passed < len(lease.held):
+            held = lease.held[claim.passed]
             if held.digest is None:
                 break
-            lease.passed += 1
+            claim.passed += 1
             if not claim.needs(held.offer):
-                self._skip(lease, held)
+                held.skipped += 1
+                self._done(lease, held)
                 continue
-            index = len(lease.announced)
-            lease.announced.append(held)
+            index = len(claim.announced)
+            claim.announced.append(held)
             offer = replace(held.offer, request=claim.request, index=index, digest=held.digest)
             offers += [offer] * self._faults.copies(held.state_type)
         claim.session.send(*offers)
 
-    def _skip(self, lease: Lease, held: Held) -> None:
+    def _done(self, lease: Lease, held: Held) -> None:
+        """One more reader is through with a chunk; the last one frees it."""
+        held.done += 1
+        if held.done < lease.readers:
+            return
         tally = lease.tallies[held.offer.component]
         tally.pulled += 1
-        tally.nbytes -= held.offer.nbytes
+        if held.skipped == held.done:
+            tally.nbytes -= held.offer.nbytes
         self._book.free((held,))
 
     def pulled(self, lease: Lease, claim: Claim, index: int) -> None:
-        if index >= len(lease.announced):
+        if index >= len(claim.announced):
             claim.session.close(f"Pulled for offer {index} of room {lease.room}, never made")
             return
-        held = lease.announced[index]
-        if held.span is not None:
-            lease.tallies[held.offer.component].pulled += 1
+        held, claim.announced[index] = claim.announced[index], None
+        if held is not None:
             lease.moved_at = asyncio.get_running_loop().time()
-            self._book.free((held,))
+            self._done(lease, held)
 
     def landed(self, lease: Lease, claim: Claim, *, confirm: bool) -> None:
-        if lease.landed or not lease.last_offered:
+        if claim.landed or not lease.last_offered:
             claim.session.close(f"Landed for room {lease.room} in state {lease.state}")
             return
-        lease.landed, lease.moved_at = True, asyncio.get_running_loop().time()
-        self._book.free(lease.held)
+        claim.landed, lease.moved_at = True, asyncio.get_running_loop().time()
+        for index in range(len(claim.announced)):
+            self.pulled(lease, claim, index)
         if confirm:
             claim.session.send(Confirmed(room=lease.room, request=claim.request))

@@ -254,7 +254,7 @@ class Peers:
     def _mismatch(self, pod: str, difference: Difference) -> MismatchReport:
         prefill_pod, decode_pod = self._sided(self.us.pod, pod)
         return MismatchReport(
-            field=difference.field,
+            field=difference.named,
             prefill=difference.prefill,
             decode=difference.decode,
             prefill_pod=prefill_pod,

@@ -79,7 +79,7 @@ class Prefill:
             Sight(
                 room=lease.room,
                 state=lease.state,
-                peer_pod=lease.claim.session.peer.pod if lease.claim else "",
+                peer_pod=lease.decode_pod,
                 age_s=now - lease.begun_at,
                 components=", ".join(
                     f"{name} pulled" if name in lease.pulled else name
@@ -150,7 +150,7 @@ class Prefill:
         lease = self._book.get(call.room)
         if lease.failure is not None:
             raise lease.failure
-        return Wanted(call=call.call, have=dict(lease.claim.have) if lease.claim else {})
+        return Wanted(call=call.call, have=lease.have)
 
     def _begin(self, call: Begin) -> Reserved:
         """With the memory the engine asks for, where it is free at once."""
@@ -243,13 +243,25 @@ class Prefill:
     def _wanted(self, session: Session, want: Want) -> None:
         try:
             self._check(session, want)
-            claim = Claim(session=session, request=want.request, have=want.have)
+            claim = Claim(
+                session=session,
+                request=want.request,
+                have=want.have,
+                readers=self._readers(session),
+            )
             lease = self._book.claim(want.room, claim)
         except TransferFailed as failure:
             tell(session, room=want.room, request=want.request, failure=failure)
             return
         if lease is not None:
             self._offers.announce(lease)
+
+    def _readers(self, session: Session) -> int:
+        """How many decode ranks read this rank's shard, by both sides' own counts."""
+        engine, layout = self._book.engine, session.layout
+        if engine is None or layout is None:
+            return 1
+        return max(1, layout.fingerprint.ranks // engine.fingerprint.ranks)
 
     def _check(self, session: Session, want: Want) -> None:
         engine = self._book.engine
@@ -264,9 +276,9 @@ class Prefill:
     def _with_lease(self, session: Session, message: Pulled | Landed | Release, act: Act) -> None:
         """Act on a live lease of this very request; a stale Landed is told that it is stale."""
         lease = self._book.find(message.room)
-        claim = lease.claim if lease else None
+        claim = lease.claim_of(session, message.request) if lease else None
         failure = misuse(f"room {message.room} is not held for this request", stage=Stage.WIRE)
-        if lease and claim and claim.session is session and claim.request == message.request:
+        if lease and claim:
             if not lease.ended:
                 act(lease, claim)
                 return
@@ -275,10 +287,12 @@ class Prefill:
             tell(session, room=message.room, request=message.request, failure=failure)
 
     def _released(self, lease: Lease, claim: Claim) -> None:
-        if not lease.landed:
+        if not claim.landed or claim.released:
             claim.session.close(f"Release for room {lease.room} in state {lease.state}")
             return
-        lease.released = True
+        claim.released = True
+        if not lease.released:
+            return
         pods = Pods(prefill=self._pod, decode=claim.session.peer.pod)
         for tally in lease.tallies.values():
             self._outcomes.succeeded(tally.state_type, nbytes=tally.nbytes, pods=pods)

@@ -1,60 +1,64 @@
-"""One request on the decode side, from its bootstrap to its release.
+"""One request's pull from one source: a prefill rank that has all of its state, or a share.
 
 Every event is applied at once, under a clock per stage. The engine gets each chunk as it lands;
-the request itself counts only once it is whole: every item there is, and each chunk's bytes
-vouched for by its digest or by prefill's word, at the end, that its lease held all along.
+the pull counts only once it is whole: every item there is, and each chunk's bytes vouched for by
+its digest or by prefill's word, at the end, that its lease held all along.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
 
 from disagg_transfer.accounting import Ledger, Part
 from disagg_transfer.agent.landing import Chunk, Landing, Source, Tools
-from disagg_transfer.agent.relay import heard, misuse, tell
+from disagg_transfer.agent.relay import heard, tell
 from disagg_transfer.agent.session import Session
 from disagg_transfer.contract import Cause, Stage
 from disagg_transfer.deadlines import Due, StageClocks, overdue
 from disagg_transfer.errors import TransferFailed
-from disagg_transfer.protocol import Confirmed, Failed, Landed, Offer, Pulled, Release, Want
+from disagg_transfer.protocol import Confirmed, Failed, Landed, Layout, Offer, Pulled, Release, Want
 
-Work = Callable[[], Coroutine[Any, Any, None]]
-Deliver = Callable[[Sequence[Chunk]], None]
+
+class Watcher(Protocol):
+    """The request that a pull is a part of."""
+
+    def deliver(self, pull: "Pull", chunks: Sequence[Chunk]) -> None: ...
+
+    def completed(self) -> None: ...
+
+    def fail(self, failure: TransferFailed) -> None: ...
 
 
 class Pull:
     def __init__(
         self,
         *,
-        stream: int,
         room: int,
-        request: bytes,
-        peer: str,
+        session: Session,
+        layout: Layout,  # of the engine that the request begins with
         parts: Mapping[str, Part],
         tools: Tools,
-        deliver: Deliver,
-        failed: Callable[["Pull", TransferFailed], None],
+        begun_at: float,
+        request: Watcher,
     ) -> None:
-        self.stream = stream  # the engine's name for it
-        self.room, self.request, self.peer = room, request, peer
+        self.room, self.session = room, session
+        self.request = secrets.token_bytes(16)
         self.ledger = Ledger(parts)
-        self.session: Session | None = None
         self.first_offer_at: float | None = None
         self.whole = False
         self.failure: TransferFailed | None = None
-        self._layout_epoch = self._arena_bytes = 0  # of the engine that the request began with
-        self._tools, self._deliver, self._failed = tools, deliver, failed
+        self._layout = layout
+        self._tools, self._watcher = tools, request
         self._loop = asyncio.get_running_loop()
-        self.begun_at = self._loop.time()
         self._clocks = StageClocks()
         self._timer: asyncio.TimerHandle | None = None
-        self._landing = Landing(self, tools=tools, begun_at=self.begun_at)
+        self._landing = Landing(self, tools=tools, begun_at=begun_at)
         self._ready: list[Chunk] = []  # to be delivered
         self._flushing = False
         self._with_engine: set[int] = set()  # extents
         self._unchecked = self._released = False
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._bootstrapping: asyncio.Task[None] | None = None
+        self._usable = False  # the request is whole, not this share of it alone
 
     @property
     def over(self) -> bool:
@@ -67,8 +71,6 @@ class Pull:
 
     @property
     def stage(self) -> Stage:
-        if self.session is None:
-            return Stage.BOOTSTRAP
         if self.whole:
             return Stage.SCATTER
         if self.first_offer_at is None:
@@ -78,23 +80,11 @@ class Pull:
         return Stage.NOTIFY if self.ledger.unoffered else Stage.WIRE
 
     @property
-    def state(self) -> str:
-        if self.failure is not None:
-            return f"FAILED({self.failure.cause}, {self.failure.stage})"
-        return "ARRIVED" if self.whole else f"PULLING({self.stage})"
-
-    @property
     def peer_pod(self) -> str:
-        return self.session.peer.pod if self.session else ""
+        return self.session.peer.pod
 
-    async def run(self) -> tuple[Chunk, ...]:
-        """Return what was not delivered yet once the request is whole; else TransferFailed."""
-        self.guarded(lambda: self._start(Stage.BOOTSTRAP))
-        self._bootstrapping = asyncio.create_task(self._bootstrap())
-        await self._ended
-        if self.failure is not None:
-            raise self.failure
-        return self._take_ready()
+    def begin(self) -> None:
+        self.guarded(self._want)
 
     def guarded(self, step: Callable[[], None]) -> None:
         """Take one step that an event from outside has called for."""
@@ -109,25 +99,14 @@ class Pull:
 
     # -- what prefill says
 
-    async def _bootstrap(self) -> None:
-        try:
-            session = await self._tools.routes.reach(self.peer)
-        except TransferFailed as failure:
-            self.fail(failure)
-        else:
-            self.guarded(lambda: self._reached(session))
-
-    def _reached(self, session: Session) -> None:
-        self._clocks.stop(Stage.BOOTSTRAP)
-        layout = session.layout
-        if session.ended.is_set() or layout is None:
+    def _want(self) -> None:
+        if self.session.ended.is_set() or self.session.layout is not self._layout:
             raise self._failure(Cause.PEER_LOST, "the session ended as the request began")
-        self.session = session
-        self._layout_epoch, self._arena_bytes = layout.epoch, layout.arena_bytes
-        self._landing.begin(Source(session=session, layout=layout))
+        self._landing.begin(Source(session=self.session, layout=self._layout))
         self._start(Stage.QUEUE)
         have = {part.component: part.have for part in self.ledger.parts.values() if part.have}
-        session.send(Want(room=self.room, request=self.request, epoch=layout.epoch, have=have))
+        want = Want(room=self.room, request=self.request, epoch=self._layout.epoch, have=have)
+        self.session.send(want)
 
     def on_message(self, message: Offer | Confirmed | Failed) -> None:
         match message:
@@ -154,11 +133,11 @@ class Pull:
             self._landing.fetch(offer, part)
 
     def _check(self, offer: Offer) -> None:
-        if offer.epoch != self._layout_epoch:
-            detail = f"offer of registration {offer.epoch}, the request is of {self._layout_epoch}"
+        if offer.epoch != self._layout.epoch:
+            detail = f"offer of registration {offer.epoch}, the request is of {self._layout.epoch}"
             raise self._failure(Cause.EPOCH_MISMATCH, detail, component=offer.component)
-        if offer.offset + offer.nbytes > self._arena_bytes:
-            detail = f"offset {offer.offset} + {offer.nbytes} is past {self._arena_bytes}"
+        if offer.offset + offer.nbytes > self._layout.arena_bytes:
+            detail = f"offset {offer.offset} + {offer.nbytes} is past {self._layout.arena_bytes}"
             raise self._failure(Cause.PROTOCOL_ERROR, detail, component=offer.component)
         fault = self.ledger.offer(offer)
         if fault is not None:
@@ -189,14 +168,13 @@ class Pull:
         self._ready.append(chunk)
         self._with_engine.add(chunk.span.number)
         self._arrived(chunk.offer)
-        if not self.whole and not self._flushing:
+        if not self._usable and not self._flushing:
             # What else lands in this turn of the loop goes with it.
             self._flushing = True
             self._loop.call_soon(self._flush)
 
     def _arrived(self, offer: Offer) -> None:
         self.ledger.arrived(offer)
-        assert self.session is not None
         if not self.ledger.complete:
             pulled = Pulled(room=self.room, request=self.request, index=offer.index)
             self.session.send(pulled)
@@ -216,31 +194,37 @@ class Pull:
 
     def _complete(self) -> None:
         self.whole = True
-        self._start(Stage.SCATTER)
-        self._ended.set_result(None)
+        self._watcher.completed()
+
+    def await_release(self) -> None:
+        """The whole request is there: from now on the engine is late if it does not release it."""
+        self._usable = True
+        self.guarded(lambda: self._start(Stage.SCATTER))
 
     def _flush(self) -> None:
         self._flushing = False
-        if not self.whole and not self.over and self._ready:
+        if not self._usable and not self.over and self._ready:
             self._start(Stage.SCATTER)
             self._arm()
-            self._deliver(self._take_ready())
+            self._watcher.deliver(self, self.take_ready())
 
-    def _take_ready(self) -> tuple[Chunk, ...]:
+    def take_ready(self) -> tuple[Chunk, ...]:
         ready, self._ready = tuple(self._ready), []
         return ready
 
     # -- what the engine says
 
-    def give_back(self, numbers: Iterable[int]) -> None:
-        self.guarded(lambda: self._give_back(set(numbers)))
+    def held_of(self, numbers: Collection[int]) -> set[int]:
+        """Those of some extents that the engine has of this pull."""
+        return self._with_engine.intersection(numbers)
+
+    def give_back(self, numbers: set[int]) -> None:
+        """The engine has scattered these, which it had."""
+        self.guarded(lambda: self._give_back(numbers))
 
     def _give_back(self, numbers: set[int]) -> None:
-        if not numbers <= self._with_engine:
-            strange = ", ".join(map(str, sorted(numbers - self._with_engine)))
-            raise misuse(f"extents {strange} are not the engine's to give back")
         self._with_engine -= numbers
-        if self._with_engine or self.whole:
+        if self._with_engine or self._usable:
             self._start(Stage.SCATTER)
         else:
             self._clocks.stop(Stage.SCATTER)
@@ -248,13 +232,8 @@ class Pull:
         self._landing.give_back(numbers)
 
     def release(self) -> None:
-        """Everything is scattered; raises what befell the request since it was whole."""
-        if self.failure is not None:
-            raise self.failure
-        if not self.whole:
-            raise misuse(f"room {self.room} has not arrived, or has ended")
-        if self.session is not None:
-            self.session.send(Release(room=self.room, request=self.request))
+        """Everything is scattered, of every source."""
+        self.session.send(Release(room=self.room, request=self.request))
         self._released = True
         self._stop()
         self.close()
@@ -271,22 +250,18 @@ class Pull:
         if self.over:
             return
         self.failure = failure
-        undelivered = {chunk.span.number for chunk in self._take_ready() if chunk.span}
+        undelivered = {chunk.span.number for chunk in self.take_ready() if chunk.span}
         self._with_engine -= undelivered
         self._landing.give_up(with_engine=self._with_engine)
         self._stop()
-        if relay and self.session is not None:
+        if relay:
             tell(self.session, room=self.room, request=self.request, failure=failure)
-        if not self._ended.done():
-            self._ended.set_exception(failure)
-        self._failed(self, failure)
+        self._watcher.fail(failure)
 
     def _stop(self) -> None:
         self._clocks.stop_all()
         if self._timer is not None:
             self._timer.cancel()
-        if self._bootstrapping is not None:
-            self._bootstrapping.cancel()
 
     def _arm(self) -> None:
         """One timer, for what is due first; it looks again if that has moved away meanwhile."""
@@ -304,14 +279,8 @@ class Pull:
             return
         if due.at > self._loop.time():
             self._arm()
-        elif due.stage is Stage.BOOTSTRAP:
-            self._stop()
-            self._bootstrapping = asyncio.create_task(self._find_obstacle(due))
         else:
             self.fail(self._late(due))
-
-    async def _find_obstacle(self, due: Due) -> None:
-        self.fail(await self._tools.routes.obstacle(self.peer, within_s=due.limit_s))
 
     def _late(self, due: Due) -> TransferFailed:
         part = self.ledger.parts.get(due.component or "")

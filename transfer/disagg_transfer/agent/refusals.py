@@ -32,8 +32,9 @@ class Refusals:
     async def _tell(self, room: int, peer: str, failure: TransferFailed) -> None:
         try:
             async with asyncio.timeout(self._timeouts.limit(Stage.BOOTSTRAP)):
-                session = await self._routes.meet(peer)
+                sessions = await self._routes.meet(peer)
         except (TimeoutError, TransferFailed) as error:
             _log.warning("room %d is refused, and %s was not told: %s", room, peer, error)
             return
-        tell(session, room=room, request=None, failure=failure)
+        for session in sessions:
+            tell(session, room=room, request=None, failure=failure)

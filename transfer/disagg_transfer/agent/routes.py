@@ -23,17 +23,17 @@ class Routes:
     def __init__(self, rank: Rank, *, dialer: Dialer, peers: Peers) -> None:
         self._rank, self._dialer, self._peers = rank, dialer, peers
 
-    async def reach(self, peer: str) -> Session:
-        """A session that may carry requests; waits for one without limit.
+    async def reach(self, peer: str) -> tuple[Session, ...]:
+        """One to each source, by rank, that may carry requests; waits for all without limit.
 
         Not for an engine that is not there: its copy of the request is lost, so nobody would
         ever begin the room.
         """
         return await self._find(peer, self._usable)
 
-    async def meet(self, peer: str) -> Session:
-        """A session, whatever engines are behind it; waits for one without limit."""
-        return await self._find(peer, self._open)
+    async def meet(self, peer: str) -> tuple[Session, ...]:
+        """The same whatever engines are behind them; waits for one or more without limit."""
+        return await self._find(peer, lambda connection: tuple(self._sessions(connection)))
 
     async def obstacle(self, peer: str, *, within_s: float) -> TransferFailed:
         """Why `reach` has not returned within that time."""
@@ -52,25 +52,24 @@ class Routes:
         detail = f"{peer} is up, but {what} within {within_s:g} s"
         return bootstrap_failure(Cause.TIMEOUT, detail, pod)
 
-    async def _find(self, peer: str, pick: Callable[[Connection], Session | None]) -> Session:
+    async def _find(
+        self, peer: str, pick: Callable[[Connection], tuple[Session, ...]]
+    ) -> tuple[Session, ...]:
         while True:
             for connection in await self._dialer.connections(peer):
-                session = pick(connection)
-                if session is not None:
-                    return session
+                sessions = pick(connection)
+                if sessions:
+                    return sessions
             try:
                 async with asyncio.timeout(RESOLVE_S):
                     await self._peers.pulse.wait()
             except TimeoutError:
                 continue
 
-    def _open(self, connection: Connection) -> Session | None:
-        return next(self._sessions(connection), None)
-
-    def _usable(self, connection: Connection) -> Session | None:
+    def _usable(self, connection: Connection) -> tuple[Session, ...]:
         if not connection.layouts:
             _refuse_vacant(connection, connection.peer.held[0])
-            return None
+            return ()
         sessions = tuple(self._sessions(connection))
         for session in sessions:
             if session.differences:
@@ -78,7 +77,7 @@ class Routes:
             if session.theirs not in session.connection.layouts:
                 _refuse_vacant(session.connection, session.theirs)
         complete = len(sessions) == len(self._peers.wanted(self._rank, connection))
-        return sessions[0] if complete and all(s.usable for s in sessions) else None
+        return sessions if complete and all(s.usable for s in sessions) else ()
 
     def _sessions(self, connection: Connection) -> Iterator[Session]:
         """To every prefill rank that this one needs, as far as their pods are connected."""

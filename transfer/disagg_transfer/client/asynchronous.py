@@ -194,7 +194,7 @@ class AsyncAgentClient:
         expect: Mapping[str, int],
         have: Mapping[str, int] | None = None,
     ) -> Arrival:
-        collector = Collector(self._conversation, expect)
+        collector = Collector(expect)
         stream = self.stream(room, peer=peer, expect=expect, have=have)
         async with stream.given_up_on_error():
             async for chunk in stream:
@@ -229,6 +229,11 @@ class AsyncChunkStream:
     @property
     def prefill_pod(self) -> str:
         return self.intake.prefill_pod
+
+    @property
+    def prefill_ranks(self) -> int:
+        """Tensor parallelism of the other side, known from the first chunk on."""
+        return self.intake.prefill_ranks
 
     async def __aenter__(self) -> Self:
         await self._open()

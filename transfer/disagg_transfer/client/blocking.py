@@ -180,7 +180,7 @@ class AgentClient:
 
         For small requests and for tests: `stream` scatters without the copy, and sooner.
         """
-        collector = Collector(self._conversation, expect)
+        collector = Collector(expect)
         stream = self.stream(room, peer=peer, expect=expect, have=have)
         with stream.given_up_on_error():
             for chunk in stream:
@@ -221,6 +221,11 @@ class ChunkStream:
     @property
     def prefill_pod(self) -> str:
         return self.intake.prefill_pod
+
+    @property
+    def prefill_ranks(self) -> int:
+        """Tensor parallelism of the other side, known from the first chunk on."""
+        return self.intake.prefill_ranks
 
     def __enter__(self) -> Self:
         self._open()

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from disagg_transfer.client.conversation import Ask, Conversation, misused
@@ -25,7 +26,7 @@ class Intake:
     ) -> None:
         self.room = room
         self.number, self.opening = conversation.stream(room, peer=peer, expect=expect, have=have)
-        self.aux, self.prefill_pod = b"", ""
+        self.aux, self.prefill_pod, self.prefill_ranks = b"", "", 0
         self.whole = False  # nothing more will come
         self._conversation = conversation
         self._waits_for = Ask(call=self.number, frame=self.opening, read=self._keep)
@@ -52,6 +53,7 @@ class Intake:
         chunk = self._current = self._ready.popleft()
         return Chunk(
             component=chunk.component,
+            source=chunk.source,
             first=chunk.first,
             items=chunk.items,
             skip=chunk.skip,
@@ -88,7 +90,7 @@ class Intake:
     def _keep(self, answer: Arrived) -> None:
         self._ready.extend(answer.chunks)
         self._handed |= bool(answer.chunks)
-        self.prefill_pod = answer.prefill_pod
+        self.prefill_pod, self.prefill_ranks = answer.prefill_pod, answer.prefill_ranks
         if answer.ended:
             self.whole, self.aux = True, answer.aux
 
@@ -96,36 +98,36 @@ class Intake:
 class Collector:
     """A whole request in memory of its own, out of its chunks."""
 
-    def __init__(self, conversation: Conversation, expect: Mapping[str, int]) -> None:
-        parts = conversation.components
+    def __init__(self, expect: Mapping[str, int]) -> None:
         self._expect = expect
-        self._item_bytes = {name: parts[name].item_bytes for name in expect if name in parts}
-        self._memory: dict[str, memoryview] = {}
         self._chunks: dict[str, list[Chunk]] = {name: [] for name in expect}
+        self._memory: dict[tuple[str, int], memoryview] = {}  # by component and source
 
     def add(self, chunk: Chunk) -> None:
         if chunk.on_gpu is not None:
             raise misused("pull() copies to host memory, the arena is on a GPU: use stream()")
-        size, name = self._item_bytes[chunk.component], chunk.component
-        if name not in self._memory:
-            self._memory[name] = memoryview(bytearray(self._expect[name] * size))
+        size = len(chunk.view) // chunk.items
+        key = (chunk.component, chunk.source)
+        if key not in self._memory:
+            self._memory[key] = memoryview(bytearray(self._expect[chunk.component] * size))
         start = chunk.first * size
-        view = self._memory[name][start : start + len(chunk.view)]
+        view = self._memory[key][start : start + len(chunk.view)]
         view[:] = chunk.view
-        self._chunks[name].append(
-            Chunk(component=name, first=chunk.first, items=chunk.items, skip=chunk.skip, view=view)
-        )
+        self._chunks[chunk.component].append(replace(chunk, view=view))
 
     def arrival(self, intake: Intake) -> Arrival:
         return Arrival(
-            payloads={
-                name: Payload(
-                    items=items,
-                    chunks=tuple(sorted(self._chunks[name], key=lambda chunk: chunk.first)),
-                    view=self._memory.get(name, memoryview(b"")),
-                )
-                for name, items in self._expect.items()
-            },
+            payloads={name: self._payload(name) for name in self._expect},
             aux=intake.aux,
             prefill_pod=intake.prefill_pod,
+            prefill_ranks=intake.prefill_ranks,
+        )
+
+    def _payload(self, name: str) -> Payload:
+        sources = sorted(source for component, source in self._memory if component == name)
+        views = [self._memory[name, source] for source in sources]
+        return Payload(
+            items=self._expect[name],
+            chunks=tuple(sorted(self._chunks[name], key=lambda c: (c.source, c.first))),
+            view=views[0] if len(views) == 1 else memoryview(b"".join(views)),
         )

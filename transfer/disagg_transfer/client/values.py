@@ -38,9 +38,12 @@ class Chunk:
     """Items [first, first + items) of a component, laid out [tensor][item][bytes].
 
     `view` is valid until the next chunk is asked for. The first `skip` items are below `have`.
+    `source` is the prefill rank that it is of; with another tensor parallelism there than here an
+    item is what that rank holds of it.
     """
 
     component: str
+    source: int
     first: int
     items: int
     skip: int
@@ -55,7 +58,8 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payload:
-    """One component, arrived whole: its chunks' bytes one after another, a copy of its own.
+    """One component, arrived whole: its chunks' bytes one after another, a copy of its own; those
+    of several prefill ranks in the order of the ranks.
 
     With more than one chunk each is laid out [tensor][item][bytes] by itself.
     """
@@ -70,3 +74,4 @@ class Arrival:
     payloads: Mapping[str, Payload]
     aux: bytes
     prefill_pod: str
+    prefill_ranks: int  # tensor parallelism there
