@@ -1,5 +1,6 @@
 """Requests in chunks: decode takes each as it lands, and has nothing until it has all."""
 
+import contextlib
 import os
 
 import pytest
@@ -164,7 +165,8 @@ def test_a_failure_after_some_chunks_fails_the_request(pair, rooms, kit):
     with pair.d.stream(room, peer=pair.peer, expect=pair.items) as chunks:
         offer_part(pair, room, "kv", payloads["kv"], 0, 3, final=True)
         next(chunks)
-        offer_rest(pair, room, payloads)
+        with contextlib.suppress(TransferFailed):  # it may hear of it before its last offer
+            offer_rest(pair, room, payloads)
         with pytest.raises(TransferFailed) as caught:
             list(chunks)
     assert (caught.value.cause, caught.value.state_type) == ("DigestMismatch", "mamba")

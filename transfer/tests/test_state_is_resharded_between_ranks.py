@@ -82,10 +82,11 @@ class EngineRank:
             page_size=0 if part.state_type == "mamba" else PAGE,
         )
 
-    def offer(self, room, *, at_once=2):
-        self.client.begin(room)
+    def offer(self, room, *, at_once=2, begin=True, have=None):
+        if begin:
+            self.client.begin(room)
         for name, part in self.model.items():
-            for first in range(0, len(part.taken), at_once):
+            for first in range((have or {}).get(name, 0), len(part.taken), at_once):
                 rows = torch.tensor(part.taken[first : first + at_once])
                 nbytes = len(rows) * self.pages[name].item_bytes
                 extent = self.client.reserve(room, nbytes, timeout_s=5)
@@ -104,13 +105,16 @@ class EngineRank:
                     aux=aux,
                 )
 
-    def stream(self, room, peer):
+    def stream(self, room, peer, *, have=None):
         expect = {name: len(part.put) for name, part in self.model.items()}
-        return self.client.stream(room, peer=peer, expect=expect)
+        return self.client.stream(room, peer=peer, expect=expect, have=have)
 
-    def take(self, room, peer):
-        with self.stream(room, peer) as chunks:
+    def take(self, room, peer, *, have=None):
+        """The chunks' first items, once they are in its pools."""
+        firsts = set()
+        with self.stream(room, peer, have=have) as chunks:
             for chunk in chunks:
+                firsts.add((chunk.component, chunk.first, chunk.skip))
                 rows = self.model[chunk.component].put[chunk.first : chunk.first + chunk.items]
                 self.pages[chunk.component].scatter_shard(
                     torch.tensor(rows),
@@ -119,6 +123,7 @@ class EngineRank:
                     target=self.rank,
                 )
         assert chunks.aux == b"token"
+        return firsts
 
     def check(self):
         """What it holds now is its share of the whole, cut directly."""
@@ -141,18 +146,31 @@ class Sides:
 
 
 @contextlib.contextmanager
-def sides(folder, model, *, prefill, decode):
-    """Agents of so many ranks each, with an engine on every rank."""
+def sides(folder, model, *, prefill, decode, nodes=1):
+    """Agents of so many ranks each, with an engine on every rank; prefill's in so many pods."""
     with contextlib.ExitStack() as stack:
         limits = {"default": 10, "stages": {"queue": 2, "bootstrap": 5}}
-        source = stack.enter_context(
-            LocalAgent(folder / "p", role="prefill", ranks=prefill, timeouts=limits)
-        )
-        peer = f"127.0.0.1:{source.control_port}"
+        local = prefill // nodes
+        pods = [
+            stack.enter_context(
+                LocalAgent(
+                    folder / f"p{node}",
+                    role="prefill",
+                    pod=f"prefill-{node}",
+                    group="g",
+                    node=node,
+                    ranks=local,
+                    timeouts=limits,
+                )
+            )
+            for node in range(nodes)
+        ]
+        source = pods[0]
+        peers = [f"127.0.0.1:{pod.control_port}" for pod in pods]
         target = stack.enter_context(
-            LocalAgent(folder / "d", role="decode", ranks=decode, peers=[peer], timeouts=limits)
+            LocalAgent(folder / "d", role="decode", ranks=decode, peers=peers, timeouts=limits)
         )
-        ps = [EngineRank(source, "prefill", model, n, prefill) for n in range(prefill)]
+        ps = [EngineRank(pods[n // local], "prefill", model, n, prefill) for n in range(prefill)]
         ds = [EngineRank(target, "decode", model, n, decode) for n in range(decode)]
         for engine in (*ps, *ds):
             stack.callback(engine.client.close)
@@ -203,6 +221,30 @@ def test_one_rank_gets_the_whole_state_of_two(merged, rooms, kit):
 
 def test_two_ranks_share_the_state_of_one(shared, rooms, kit):
     check_whole(shared, next(rooms), kit)
+
+
+def test_the_sources_of_a_rank_may_be_in_several_pods_of_a_group(tmp_path, rooms, kit):
+    with sides(tmp_path, MODEL, prefill=2, decode=1, nodes=2) as both:
+        check_whole(both, next(rooms), kit)
+
+
+def test_prefill_need_not_gather_what_every_reader_has(shared, rooms, kit):
+    kit.until(lambda: shared.target.report().ready)
+    room, (p,) = next(rooms), shared.ps
+    p.client.begin(room)
+    assert p.client.wanted(room) == {}
+    held = ({"kv": 2, "nsa": 3}, {"kv": 1})
+    first = kit.in_thread(shared.ds[0].take, room, shared.peer, have=held[0])
+    kit.until(lambda: shared.source.transfers()[0]["peer_pod"])
+    assert p.client.wanted(room) == {}  # the other may have nothing
+    second = kit.in_thread(shared.ds[1].take, room, shared.peer, have=held[1])
+    have = kit.until(lambda: p.client.wanted(room))
+    assert have == {"kv": 1}
+    p.offer(room, begin=False, have=have)
+    assert {("kv", 1, 1)} <= first.result(5)
+    assert not {name for name, _, _ in first.result(5)} & {"nsa"}
+    assert {("kv", 1, 0), ("nsa", 0, 0)} <= second.result(5)
+    p.client.wait_released(room, 5)
 
 
 def test_chunks_come_before_the_slowest_source_has_begun(merged, rooms, kit):

@@ -107,11 +107,11 @@ class Lease:
         """Leading items that every reader holds; none while one may still come."""
         if not self.claimed:
             return {}
-        first, *others = (claim.have for claim in self.claims)
-        return {
-            name: min([items, *(other.get(name, 0) for other in others)])
-            for name, items in first.items()
+        common = {
+            name: min(claim.have.get(name, 0) for claim in self.claims)
+            for name in self.claims[0].have
         }
+        return {name: items for name, items in common.items() if items}
 
     @property
     def ended(self) -> bool:

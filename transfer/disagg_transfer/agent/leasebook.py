@@ -156,7 +156,8 @@ class LeaseBook:
         """A room that was wanted and never begun; whoever is late on it learns why."""
         claims = self._claims.pop(room)
         if told_by is not None or len(claims) < claims[0].readers:
-            self._given_up.put(room, failure, now=self._now())
+            told = len(claims) if told_by is None else 0  # else the engine, too, is to hear it
+            self._given_up.put(room, failure, now=self._now(), told=told)
         _tell(room, claims, failure, told_by=told_by)
         self._record(room, failure, claims[0].session.peer.pod)
 
