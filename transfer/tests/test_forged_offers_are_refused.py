@@ -37,6 +37,9 @@ US = Identity(
     role=Role.PREFILL,
     pod="forger",
     incarnation="1",
+    group="0",
+    node=0,
+    ranks=1,
 )
 ITEM = 4096
 SLOT = 8192
@@ -52,7 +55,7 @@ class ForgingPrefill:
         self.memory = ArenaMemory(1 << 20)
         self.memory.view[:] = os.urandom(1 << 20)
         self.fabric = Fabric(
-            fabric_name(US),
+            fabric_name(US, 0),
             base=self.memory.base,
             size=self.memory.size,
             ucx=UcxSettings(),
@@ -83,11 +86,11 @@ class ForgingPrefill:
         server.close()
 
     async def meet(self, reader, writer):
-        session = await receive(
+        connection = await receive(
             reader, writer, us=US, keys=(b"local key for tests only",), heartbeat=Heartbeat()
         )
-        session.send(self.layout())
-        await session.run(self.on_message)
+        connection.send(self.layout())
+        await connection.run(self.on_message)
 
     def layout(self):
         components = tuple(
@@ -103,18 +106,19 @@ class ForgingPrefill:
             for name, kind, size in PARTS
         )
         return Layout(
+            rank=0,
             epoch=EPOCH,
-            fingerprint=Fingerprint(model="tiny", page_size=16, components=components),
+            fingerprint=Fingerprint(model="tiny", page_size=16, ranks=1, components=components),
             fabric_name=self.fabric.name,
             fabric_metadata=self.fabric.metadata,
             arena_base=self.memory.base,
             arena_bytes=self.memory.size,
         )
 
-    def on_message(self, session, message):
+    def on_message(self, connection, pair, message):
         if isinstance(message, Want):
             for offer in self.forge(self.honest(message)):
-                session.send(offer)
+                connection.send(offer, pair=pair)
         elif isinstance(message, Landed):
             self.landed += 1
         elif isinstance(message, Failed):

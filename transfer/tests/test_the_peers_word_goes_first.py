@@ -74,7 +74,7 @@ def land_wrong_bytes():
     tools = Tools(
         lane=FakeLane(),
         storage=storage,
-        dialer=None,
+        routes=None,
         faults=Faults(FaultSwitch.DISABLED),
         timeouts=Timeouts(default_s=9, stages={}, state_types={}),
         integrity=Sampling(mode=Integrity.ALWAYS, rate=0.5),
