@@ -40,6 +40,7 @@ ENV_FAULT_SWITCH: Final = "DISAGG_FAULT_SWITCH"
 ENV_QUARANTINE: Final = "DISAGG_QUARANTINE"
 ENV_HEARTBEAT: Final = "DISAGG_HEARTBEAT"
 ENV_PREFLIGHT: Final = "DISAGG_PREFLIGHT"
+ENV_CANARY: Final = "DISAGG_CANARY_SECONDS"
 ENV_TRANSPORT_POLICY: Final = "DISAGG_TRANSPORT_POLICY"
 ENV_TRANSPORT: Final = "DISAGG_TRANSPORT"
 ENV_NET_DEVICES: Final = "DISAGG_NET_DEVICES"
@@ -150,6 +151,9 @@ class NotReady(StrEnum):
     LAYOUT_MISMATCH = "LayoutMismatch"
     LANE_POISONED = "LanePoisoned"
     LANE_FAILED = "LaneFailed"
+    PREFLIGHT_PENDING = "PreflightPending"
+    PREFLIGHT_FAILED = "PreflightFailed"
+    TRANSPORT_REFUSED = "TransportRefused"
 
 
 class PreflightMode(StrEnum):
@@ -319,7 +323,7 @@ class Report:
     faults: tuple[str, ...]
     transport_reason: str = since(2, "")  # why it is not RDMA; empty when it is, or is not known
     preflight: tuple[PreflightReport, ...] = since(2, ())
-    strangers_refused: int = since(2, 0)  # connections turned away on the control port
+    strangers_refused: int = since(2, 0)  # connections turned away, on any port or socket
 
     def to_json(self) -> bytes:
         return to_json(self)

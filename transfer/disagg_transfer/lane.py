@@ -109,6 +109,25 @@ class Lane:
         self._commands.put(read)
         return read
 
+    def estimate(
+        self,
+        peer: str,
+        *,
+        local: int,
+        remote: int,
+        nbytes: int,
+        finished: Callable[[int | FabricError], None],
+    ) -> None:
+        """What UCX thinks a read takes, in microseconds, once no read of the peer is under way."""
+        found: list[int] = []
+
+        def action(fabric: Fabric) -> None:
+            found.append(fabric.estimate(peer, local=local, remote=remote, nbytes=nbytes))
+
+        self._commands.put(
+            _Call(peer, action, lambda error: finished(error or found[0]), removes=False)
+        )
+
     def abandon(self, read: Read) -> None:
         """No further piece; SETTLED follows unless a terminal event has been sent already."""
         read.abandoned = True  # one flag, read by the lane before each piece

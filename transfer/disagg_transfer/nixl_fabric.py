@@ -128,6 +128,15 @@ class Fabric:
                 self._agent.createXferReq(nixl.NIXL_READ, here, there, peer, "", [self._backend])
             )
 
+    def estimate(self, peer: str, *, local: int, remote: int, nbytes: int) -> int:
+        """What UCX thinks such a read takes, in microseconds; nothing moves."""
+        handle = self.read(peer, local=local, remote=remote, nbytes=nbytes)
+        try:
+            with _translated("estimate a read"):
+                return int(self._agent.estimateXferCost(handle)[0])
+        finally:
+            self.release(handle)
+
     def post(self, handle: Handle) -> Progress:
         with _translated("post a read"):
             return self._progress(self._agent.postXferReq(handle))

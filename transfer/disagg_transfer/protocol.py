@@ -19,6 +19,7 @@ import struct
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
+from disagg_transfer.canary import MAX_SAMPLE_BYTES
 from disagg_transfer.codec import LENGTH, Aux, Between, Codec, Count, Name, Room, Text
 from disagg_transfer.contract import Cause, Role, Stage
 from disagg_transfer.errors import AuthenticationError, WireError
@@ -221,13 +222,67 @@ class Holds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SampleWanted:
+    """Decode asks for known bytes to pull: `pattern(seed, nbytes)`, outside of any request."""
+
+    number: Count
+    seed: RequestId
+    nbytes: Annotated[int, Between(1, MAX_SAMPLE_BYTES)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleReady:
+    number: Count
+    offset: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRefused:
+    """The arena has better things to do; ask again later."""
+
+    number: Count
+    detail: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleDone:
+    """Decode reads it no more."""
+
+    number: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodePods:
+    """Prefill tells every decode pod which others there are, so that all choose the same pairs."""
+
+    pods: Annotated[tuple[Name, ...], Between(0, 4096)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ping:
     pass
 
 
 HANDSHAKE: Final = Codec((Hello, Welcome, Proof))
 SESSION: Final = Codec(
-    (Layout, EngineGone, Want, Offer, Pulled, Landed, Confirmed, Release, Failed, Holds, Ping),
+    (
+        Layout,
+        EngineGone,
+        Want,
+        Offer,
+        Pulled,
+        Landed,
+        Confirmed,
+        Release,
+        Failed,
+        SampleWanted,
+        SampleReady,
+        SampleRefused,
+        SampleDone,
+        DecodePods,
+        Holds,
+        Ping,
+    ),
 )
 
 

@@ -9,7 +9,16 @@ from typing import Any, Final, TypeVar
 
 from disagg_transfer import contract
 from disagg_transfer.arena import ALIGNMENT
-from disagg_transfer.contract import FaultSwitch, Integrity, MemoryKind, Role, Stage
+from disagg_transfer.canary import PreflightSettings
+from disagg_transfer.contract import (
+    FaultSwitch,
+    Integrity,
+    MemoryKind,
+    PreflightMode,
+    Role,
+    Stage,
+    TransportPolicy,
+)
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
 from disagg_transfer.integrity import Sampling
@@ -72,6 +81,7 @@ class Settings:
     quarantine: QuarantineLimits
     heartbeat: Heartbeat
     ucx: UcxSettings
+    preflight: PreflightSettings
 
     @property
     def admin_socket(self) -> Path:
@@ -110,6 +120,7 @@ def from_environment(env: Mapping[str, str]) -> Settings:
             devices=_devices(env),
             ports=_ports(env),
         ),
+        preflight=_preflight(env),
     )
 
 
@@ -248,6 +259,23 @@ def _ports(env: Mapping[str, str]) -> tuple[int, int]:
             f"1024..65535 and at least {MIN_DATA_PORTS} of them"
         )
     return low, high
+
+
+def _preflight(env: Mapping[str, str]) -> PreflightSettings:
+    plain = PreflightSettings()
+    mode = _member(env, contract.ENV_PREFLIGHT, PreflightMode, plain.mode)
+    policy = _member(env, contract.ENV_TRANSPORT_POLICY, TransportPolicy, plain.policy)
+    if mode is PreflightMode.OFF and policy is TransportPolicy.REQUIRE_RDMA:
+        raise SettingsError(
+            f"{contract.ENV_TRANSPORT_POLICY}: {policy} needs the transport to be measured, and "
+            f"{contract.ENV_PREFLIGHT} is {mode}; set that to observe or required"
+        )
+    text = env.get(contract.ENV_CANARY, "")
+    try:
+        every: float | str = float(text) if text else plain.every_s
+    except ValueError:
+        every = text
+    return PreflightSettings(mode=mode, policy=policy, every_s=_seconds(contract.ENV_CANARY, every))
 
 
 def _peers(env: Mapping[str, str]) -> tuple[Address, ...]:

@@ -57,7 +57,8 @@ def hosts(tmp_path_factory, kit):
         "arena_bytes": 2 * BIG * MIB,
         "timeouts": limits,
         "integrity": "off",
-        "env": {"UCX_TLS": "tcp"},  # else the kernel that both hosts share would copy
+        # Else the kernel that both hosts share would copy; and a sample would write to free memory.
+        "env": {"UCX_TLS": "tcp", "DISAGG_PREFLIGHT": "off"},
     }
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(Network(("p", "d")))

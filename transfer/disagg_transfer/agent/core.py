@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Coroutine
-from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 from disagg_transfer.agent.admin import Admin
@@ -21,8 +21,11 @@ from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.outcomes import Changes, Outcomes
 from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.prefill import Prefill
+from disagg_transfer.agent.preflight import Preflight, Surroundings
 from disagg_transfer.agent.rank import Rank
 from disagg_transfer.agent.routes import Routes
+from disagg_transfer.agent.samples import Samples
+from disagg_transfer.agent.transports import Transports
 from disagg_transfer.contract import (
     REPORT_VERSION,
     ArenaReport,
@@ -36,9 +39,9 @@ from disagg_transfer.contract import (
 )
 from disagg_transfer.protocol import Identity
 from disagg_transfer.settings import Settings
+from disagg_transfer.verdict import transport_of
 
 LANE_START_S: Final = 60.0
-_RDMA_DEVICES: Final = Path("/sys/class/infiniband")
 
 _log = logging.getLogger(__name__)
 
@@ -68,9 +71,14 @@ class Agent:
         self._ranks = {
             number: Rank(number, us=self._us, settings=settings) for number in self._us.held
         }
+        self._transports = Transports(
+            settings.ucx, arena_bytes=settings.arena_bytes * len(self._ranks)
+        )
         for rank in self._ranks.values():
             rank.desk = self._make_desk(rank)
         self._peers.adopt(self._ranks)
+        self._sampling = self._make_sampling()
+        self._peers.sampling = self._sampling
         self._refusals: dict[int, str] = {}  # why the newest engine of a rank was not taken
         self._started = False
         self._http = Http(
@@ -108,10 +116,29 @@ class Agent:
     def _alive(self) -> bool:
         return all(rank.lane.alive for rank in self._ranks.values())
 
+    def _make_sampling(self) -> Samples | Preflight:
+        if self._us.role is Role.PREFILL:
+            return Samples(
+                {number: rank.storage for number, rank in self._ranks.items()},
+                connections=lambda: self._peers.connections,
+            )
+        around = Surroundings(
+            pod=self._us.pod,
+            connections=lambda: self._peers.connections,
+            ranks=self._ranks,
+            transports=self._transports,
+            outcomes=self._outcomes,
+            changes=self._changes,
+            pulse=self._peers.pulse,
+            count=lambda result: self._metrics.samples.labels(result).inc(),
+        )
+        return Preflight(self._settings.preflight, around=around, random=Random())  # noqa: S311  (spreads canaries)
+
     async def run(self) -> None:
         """Serve until cancelled."""
-        for rank in self._ranks.values():
-            await asyncio.to_thread(rank.start, timeout_s=LANE_START_S)
+        with self._transports.opened():
+            for rank in self._ranks.values():
+                await asyncio.to_thread(rank.start, timeout_s=LANE_START_S)
         self._started = True
         try:
             async with asyncio.TaskGroup() as group:
@@ -150,6 +177,8 @@ class Agent:
             admin.run(settings.admin_socket),
             self._watch(),
             self._ring.run(lambda: self._peers.connections),
+            self._transports.run(),
+            self._sampling.run(),
             mine,
         )
 
@@ -203,6 +232,8 @@ class Agent:
 
     def report(self) -> Report:
         reason, message = self._readiness()
+        rows = self._sampling.rows
+        transport, transport_reason = transport_of(rows, self._settings.preflight.policy)
         return Report(
             version=REPORT_VERSION,
             cursor=self._changes.cursor,
@@ -215,15 +246,15 @@ class Agent:
             ready=reason is None,
             not_ready_reason=reason,
             not_ready_message=message,
-            transport=_transport(),
+            transport=transport,
             layout_mismatch=self._peers.mismatches,
             peers=self._peer_reports(),
             state_types=self._outcomes.rows,
             inflight=sum(rank.desk.inflight for rank in self._ranks.values()),
             arena=self._arena_report(),
             faults=self._faults.described,
-            transport_reason="",
-            preflight=(),
+            transport_reason=transport_reason,
+            preflight=rows,
             strangers_refused=self._metrics.strangers,
         )
 
@@ -304,7 +335,7 @@ class Agent:
         if any(session.layout is not None and not session.usable for session in sessions):
             return NotReady.PEERS_NOT_MET, "a prefill agent's metadata is being loaded"
         if self._peers.served:
-            return None, None
+            return self._sampling.verdict or (None, None)
         waiting = "; ".join(f"{row.pod}: {row.detail}" for row in self._peer_reports())
         return NotReady.NO_PEERS, f"no prefill agent with a registered engine yet ({waiting})"
 
@@ -320,11 +351,3 @@ class Agent:
         metrics.engine.set(report.engine.connected)
         metrics.ready.set(report.ready)
         return metrics.render()
-
-
-def _transport() -> str:
-    """Between pods without an RDMA device NIXL has TCP only; with one, nobody has proved it yet."""
-    try:
-        return "unknown" if any(_RDMA_DEVICES.iterdir()) else "tcp"
-    except OSError:
-        return "tcp"

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from disagg_transfer.contract import Cause, PeerState, Stage
 
+SAMPLE_RESULTS: Final = ("passed", "failed", "skipped")
 REFUSALS: Final = ("authentication", "protocol", "timeout", "crowded")
 ENGINE_REFUSALS: Final = ("user", "protocol", "timeout")
 HTTP_REFUSALS: Final = ("protocol", "timeout", "crowded")
@@ -38,6 +39,9 @@ class Metrics:
         self.http_refusals = self._counter(
             "http_refusals", "Connections closed on the HTTP port unasked.", ("reason",)
         )
+        self.samples = self._counter(
+            "preflight_samples", "Samples pulled from prefill pods, by result.", ("result",)
+        )
         self.peers = self._gauge("peers", "Peers known, by state.", ("state",))
         self.arena = self._gauge("arena_bytes", "Arena memory, by state.", ("state",))
         self.inflight = self._gauge("requests_inflight", "Requests not ended.", ())
@@ -56,6 +60,8 @@ class Metrics:
         ):
             for reason in reasons:
                 counter.labels(reason)
+        for result in SAMPLE_RESULTS:
+            self.samples.labels(result)
         for state in PeerState:
             self.peers.labels(state.value)
 
@@ -71,7 +77,7 @@ class Metrics:
 
     @property
     def strangers(self) -> int:
-        """Connections turned away so far, wherever and for whatever reason."""
+        """Connections turned away so far, on whatever port or socket, for whatever reason."""
         return sum(
             int(sample.value)
             for counter in (self.refusals, self.engine_refusals, self.http_refusals)

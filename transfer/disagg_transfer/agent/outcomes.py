@@ -113,6 +113,11 @@ class Outcomes:
             row.timeouts += 1
             self._metrics.timeouts.labels(state_type, failure.stage.value).inc()
 
+    def moved_at(self, pods: Pods) -> float:
+        """When the pair last moved something, as time.time() says; 0.0 if it never did."""
+        pairs = (row.pairs.get(pods) for row in self._rows.values())
+        return max((pair.last_success or 0.0 for pair in pairs if pair), default=0.0)
+
     @property
     def rows(self) -> tuple[StateTypeReport, ...]:
         return tuple(

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from disagg_transfer.agent.outcomes import Changes
+from disagg_transfer.agent.preflight import Preflight
 from disagg_transfer.agent.pulse import Pulse
 from disagg_transfer.agent.rank import Rank
+from disagg_transfer.agent.samples import Samples
 from disagg_transfer.agent.session import Connection, Session, fabric_name
 from disagg_transfer.contract import (
     Cause,
@@ -24,7 +26,7 @@ from disagg_transfer.contract import (
 from disagg_transfer.errors import FabricError, TransferFailed
 from disagg_transfer.layout import Difference, compare
 from disagg_transfer.limits import Heartbeat
-from disagg_transfer.protocol import EngineGone, Identity, Layout, RankPair
+from disagg_transfer.protocol import DecodePods, EngineGone, Identity, Layout, RankPair
 from disagg_transfer.ranks import partners
 
 REMEMBER_LOST_S: Final = 30.0  # a peer that went is listed as down for this long
@@ -46,6 +48,7 @@ class Peers:
         self.heartbeat = heartbeat
         self.us = us
         self.pulse = Pulse()
+        self.sampling: Samples | Preflight | None = None
         self._changes = changes
         self._ranks: Mapping[int, Rank] = {}
         self._connections: dict[str, Connection] = {}  # by pod
@@ -111,6 +114,8 @@ class Peers:
             rank = self._ranks[session.ours]
             if session.fabric_loaded:
                 rank.lane.remove_peer(session.fabric_name, _ignore)
+            if self.sampling is not None:
+                self.sampling.on_session_lost(session)
             rank.desk.on_session_lost(session, failure)
         self._notice()
 
@@ -124,12 +129,20 @@ class Peers:
                     if session.theirs == rank:
                         self._ranks[session.ours].desk.on_peer_engine_lost(session)
                 self._notice()
+            case DecodePods() if isinstance(self.sampling, Preflight):
+                self.sampling.told(connection.peer.pod, message)
             case _:
                 addressed = self.session(connection, pair)
                 if addressed is None:
                     connection.close(f"{type(message).__name__} is for {pair}, which is not here")
                 else:
-                    self._ranks[addressed.ours].desk.on_message(addressed, message)
+                    self._deliver(addressed, message)
+
+    def _deliver(self, session: Session, message: Any) -> None:
+        if self.sampling is not None and isinstance(message, self.sampling.messages):
+            self.sampling.on_message(session, message)
+        else:
+            self._ranks[session.ours].desk.on_message(session, message)
 
     def _met(self, connection: Connection, layout: Layout) -> None:
         expected = fabric_name(connection.peer, layout.rank)

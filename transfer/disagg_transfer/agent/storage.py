@@ -38,10 +38,12 @@ class Storage:
         self._extents = Extents(memory.size)
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
+        self._spared: dict[int, int] = {}  # bytes that samples hold, by number of the extent
 
     @property
     def used(self) -> int:
-        return self._extents.used
+        """By requests: what samples hold is as good as free, they ask for it only while it is."""
+        return self._extents.used - sum(self._spared.values())
 
     @property
     def unsettled(self) -> int:
@@ -69,8 +71,19 @@ class Storage:
             self._withdraw(turn)
             raise
 
+    def spare(self, nbytes: int) -> Span | None:
+        """An extent for what can wait: None where anybody waits, or beyond half of the arena."""
+        reach = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        if self._waiting or (self._extents.used + reach) * 2 > self.memory.size:
+            return None
+        span = self._extents.reserve(nbytes)
+        if span is not None:
+            self._spared[span.number] = reach
+        return span
+
     def free(self, span: Span) -> None:
         self._extents.free(span)
+        self._spared.pop(span.number, None)
         self._grant()
 
     @property
@@ -81,6 +94,7 @@ class Storage:
     def quarantine(self, span: Span, *, writer: str) -> None:
         """Out of reach until `settle`: `writer`, in words, may still write it."""
         self._extents.quarantine(span)
+        self._spared.pop(span.number, None)
         self._quarantine.put(span, writer=writer, now=_now())
 
     def settle(self, span: Span) -> None:

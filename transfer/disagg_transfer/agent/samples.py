@@ -1,0 +1,98 @@
+"""Prefill's half of preflight: known bytes in memory that no request needs now, for decode to pull.
+
+Decode is told which other decode pods there are, too, so that all of them choose the same pairs.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from disagg_transfer.agent.session import Connection, Session
+from disagg_transfer.agent.storage import Storage
+from disagg_transfer.canary import pattern
+from disagg_transfer.contract import PreflightReport
+from disagg_transfer.protocol import (
+    DecodePods,
+    SampleDone,
+    SampleReady,
+    SampleRefused,
+    SampleWanted,
+)
+
+HOLD_S: Final = 90.0  # decode gives up before; memory is not held for one that says nothing
+MAX_HELD: Final = 4  # at a time, each for another session
+TELL_EVERY_S: Final = 1.0
+MAX_PODS: Final = 4096
+
+
+class Samples:
+    messages: Final = (SampleWanted, SampleDone)
+
+    rows: Final[tuple[PreflightReport, ...]] = ()  # decode measures
+    verdict: Final = None
+
+    def __init__(
+        self,
+        storages: Mapping[int, Storage],  # by rank
+        *,
+        connections: Callable[[], Iterable[Connection]],
+    ) -> None:
+        self._storages, self._connections = storages, connections
+        self._held: dict[Session, asyncio.Task[None]] = {}
+        self._done: dict[Session, tuple[int, asyncio.Event]] = {}
+
+    async def run(self) -> None:
+        """Tell every decode pod which others there are; again within a second of a change."""
+        told: dict[Connection, tuple[str, ...]] = {}
+        while True:
+            connections = tuple(self._connections())
+            pods = tuple(sorted(connection.peer.pod for connection in connections))[:MAX_PODS]
+            for connection in connections:
+                if told.get(connection) != pods:
+                    connection.send(DecodePods(pods=pods))
+            told = dict.fromkeys(connections, pods)
+            await asyncio.sleep(TELL_EVERY_S)
+
+    def on_message(self, session: Session, message: Any) -> None:
+        match message:
+            case SampleWanted():
+                self._wanted(session, message)
+            case SampleDone(number=number):
+                wanted, done = self._done.get(session, (-1, None))
+                if done is not None and wanted == number:
+                    done.set()
+
+    def on_session_lost(self, session: Session) -> None:
+        task = self._held.get(session)
+        if task is not None:
+            task.cancel()
+
+    def _wanted(self, session: Session, wanted: SampleWanted) -> None:
+        if session in self._held or len(self._held) >= MAX_HELD:
+            detail = f"{len(self._held)} samples are held already"
+            session.send(SampleRefused(number=wanted.number, detail=detail))
+            return
+        task = asyncio.create_task(self._hold(session, wanted))
+        self._held[session] = task
+        task.add_done_callback(lambda _: self._held.pop(session, None))
+
+    async def _hold(self, session: Session, wanted: SampleWanted) -> None:
+        storage = self._storages[session.ours]
+        span = storage.spare(wanted.nbytes)
+        if span is None:
+            detail = f"no {wanted.nbytes} bytes of the arena are idle"
+            session.send(SampleRefused(number=wanted.number, detail=detail))
+            return
+        done = asyncio.Event()
+        self._done[session] = (wanted.number, done)
+        try:
+            data = await asyncio.to_thread(pattern, wanted.seed, wanted.nbytes)
+            storage.write(span, data)
+            session.send(SampleReady(number=wanted.number, offset=span.offset))
+            async with asyncio.timeout(HOLD_S):
+                await done.wait()
+        except TimeoutError:
+            pass
+        finally:
+            del self._done[session]
+            storage.free(span)
