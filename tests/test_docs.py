@@ -6,6 +6,7 @@ import pytest
 
 from disagg_operator import names
 from disagg_transfer import contract
+from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.contract import Cause, NotReady, Stage
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -40,3 +41,8 @@ def test_the_ports_to_guard_are_those_that_there_are():
     first, last = contract.DATA_PORTS
     for port in (contract.CONTROL_PORT, contract.HTTP_PORT, f"{first}-{last}"):
         assert f"| {port}/TCP, " in text
+
+
+@pytest.mark.parametrize("name", sorted(Metrics(()).names))
+def test_every_series_is_explained(name):
+    assert f"`{name.removeprefix('disagg_agent_')}`" in (DOCS / "agent-cli.md").read_text()

@@ -11,10 +11,12 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from disagg_transfer import contract
+from disagg_transfer import contract, tables
 from disagg_transfer.errors import DeviceError, FabricError, SettingsError
+
+PROBE_S: Final = 600.0  # a first read over RDMA may take a minute, for each peer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,13 +30,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="disagg-agent", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="run the agent; every setting is an environment variable")
-    commands.add_parser("status", help="the report as JSON")
-    commands.add_parser("peers", help="one line per peer")
-    commands.add_parser("transfers", help="one line per request in flight")
-    fault = commands.add_parser("fault", help="test switch; refused unless it is enabled")
-    fault.add_argument(
-        "words", nargs="+", metavar="withhold TYPE | duplicate TYPE | zero TYPE | lift"
-    )
+    asking = {
+        "status": "how this agent is, and a row for each state type",
+        "peers": "a row for each peer, with what preflight found of it",
+        "transfers": "a row for each request in flight",
+        "probe": "pull a sample from prefill pods now; exit status 1 if one fails",
+        "fault": "test switch; refused unless it is enabled",
+    }
+    for name, text in asking.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--json", action="store_true", help="print JSON, not a table")
+        if name == "probe":
+            command.add_argument("peer", nargs="?", metavar="PEER", help="one pod; default: all")
+        if name == "fault":
+            command.add_argument(
+                "words", nargs="+", metavar="withhold TYPE | duplicate TYPE | zero TYPE | lift"
+            )
     return parser
 
 
@@ -65,43 +76,60 @@ async def _until_signal(work: Any) -> None:
 
 def _ask(words: argparse.Namespace) -> int:
     path = Path(os.environ.get(contract.ENV_SOCKET, contract.SOCKET_PATH)).with_name("admin.sock")
-    asked = ["fault", *words.words] if words.command == "fault" else [words.command]
-    if words.command in ("status", "peers"):
-        asked = ["report"]
     try:
-        answer = ask(path, asked)
+        answer = ask(path, _question(words), timeout_s=PROBE_S if words.command == "probe" else 10)
     except OSError as error:
-        print(f"disagg-agent: no agent answers on {path}: {error.strerror}", file=sys.stderr)
+        told = error.strerror or str(error)
+        print(
+            f"disagg-agent: no agent answers on {path}: {told}; run this in the container of a "
+            f"running agent, or set {contract.ENV_SOCKET} to its engine socket",
+            file=sys.stderr,
+        )
         return 1
     if "error" in answer:
         print(f"disagg-agent: {answer['error']}", file=sys.stderr)
         return 1
-    _show(words.command, answer)
-    return 0
+    found = answer.get("report", answer)
+    print(json.dumps(found, indent=2) if words.json else _table(words.command, answer))
+    failed = [row for row in answer.get("probes", ()) if row["state"] != "passed"]
+    return 1 if failed else 0
 
 
-def ask(path: Path, words: Sequence[str]) -> Any:
-    """One question to a running agent's admin socket."""
+def _question(words: argparse.Namespace) -> list[str]:
+    match words.command:
+        case "fault":
+            return ["fault", *words.words]
+        case "probe":
+            return ["probe", words.peer] if words.peer else ["probe"]
+        case "transfers":
+            return ["transfers"]
+    return ["report"]
+
+
+def ask(path: Path, words: Sequence[str], *, timeout_s: float = 10.0) -> Any:
+    """One question to a running agent's admin socket; OSError when nobody answers."""
     with socket.socket(socket.AF_UNIX) as plain:
-        plain.settimeout(10)
+        plain.settimeout(timeout_s)
         plain.connect(str(path))
         plain.sendall(json.dumps(list(words)).encode() + b"\n")
         with plain.makefile("rb") as lines:
-            return json.loads(lines.readline())
+            line = lines.readline()
+    if not line:
+        raise ConnectionResetError("it closed the connection")
+    return json.loads(line)
 
 
-def _show(command: str, answer: dict[str, Any]) -> None:
-    if command == "peers":
-        for peer in answer["report"]["peers"]:
-            print(f"{peer['pod']}\t{peer['state']}\t{peer['detail']}")
-    elif command == "transfers":
-        for row in answer["transfers"]:
-            print(
-                f"{row['room']}\t{row['state']}\t{row['peer_pod']}\t"
-                f"{row['age_s']:.3f} s\t{row['components']}"
-            )
-    else:
-        print(json.dumps(answer.get("report", answer), indent=2))
+def _table(command: str, answer: dict[str, Any]) -> str:
+    match command:
+        case "status":
+            return tables.status(answer["report"])
+        case "peers":
+            return tables.peers(answer["report"])
+        case "transfers":
+            return tables.transfers(answer["transfers"])
+        case "probe":
+            return tables.probes(answer["probes"])
+    return "faults: " + (", ".join(answer["faults"]) or "none")
 
 
 if __name__ == "__main__":

@@ -167,17 +167,29 @@ def test_a_human_is_shown_the_report_peers_and_requests(prefill, kit, monkeypatc
     monkeypatch.setenv("DISAGG_SOCKET", prefill.socket_path)
     engine = kit.connect(prefill, "prefill", kit.every_type)
     engine.begin(42)
-    assert cli.main(["status"]) == cli.main(["peers"]) == 0
-    assert '"pod": "prefill"' in capsys.readouterr().out
+    assert cli.main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("pod        prefill, prefill of revision r1\nready      yes\n")
+    assert "\nSTATE TYPE  TRANSFERS  BYTES" in shown
+    assert "\nmamba       0          0 B " in shown
+    assert cli.main(["peers"]) == 0
+    assert capsys.readouterr().out == "no peers\n"
     assert cli.main(["transfers"]) == 0
-    assert capsys.readouterr().out.startswith("42\tNEW\t")
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["42", "0", "NEW", "-"]
+    assert cli.main(["status", "--json"]) == cli.main(["peers", "--json"]) == 0
+    assert '"pod": "prefill"' in capsys.readouterr().out
+    assert cli.main(["transfers", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["transfers"][0]["room"] == 42
+    assert cli.main(["probe"]) == 1
+    assert "run probe in a decode pod" in capsys.readouterr().err
     assert cli.main(["fault", "withhold", "kv"]) == 1
     assert "DISAGG_FAULT_SWITCH is 'disabled'" in capsys.readouterr().err
     engine.abort(42, "done")
     engine.close()
     monkeypatch.setenv("DISAGG_SOCKET", "/nowhere/agent.sock")
     assert cli.main(["status"]) == 1
-    assert "no agent answers on /nowhere/admin.sock" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no agent answers on /nowhere/admin.sock: No such file or directory; run this" in told
 
 
 def test_an_agent_told_to_stop_does_so_at_once_with_an_engine_connected(tmp_path, kit):

@@ -1,11 +1,13 @@
 """Real agents sample each other over the real lane: told, gating, repeated, never in the way."""
 
 import contextlib
+import json
 import sys
 import urllib.error
 
 import pytest
 
+from disagg_transfer import cli
 from disagg_transfer.errors import AgentUnavailableError
 from disagg_transfer.local import LocalAgent
 
@@ -165,6 +167,23 @@ def test_a_peer_that_does_not_answer_fails_by_the_clock(tmp_path, kit, odd, flag
         assert (row.cause, row.detail) == ("Timeout", "no whole sample within 0.5 s")
         flag.unlink()
         kit.until(lambda: in_state(pair.decode, "passed"))
+
+
+def test_a_probe_by_hand_shows_rows_and_fails_as_they_do(watched, kit, flag, monkeypatch, capsys):
+    monkeypatch.setenv("DISAGG_SOCKET", watched.decode.socket_path)
+    assert cli.main(["probe"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["POD", "RESULT", "GB/S", "LATENCY", "TRANSPORT", "DETAIL"]
+    assert row.split()[:2] == ["prefill", "passed"]
+    assert cli.main(["probe", "prefill", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["probes"][0]["transport"] == "tcp"
+    assert cli.main(["probe", "nobody"]) == 1
+    assert "no prefill pod nobody to pull from" in capsys.readouterr().err
+    flag.touch()
+    assert cli.main(["probe"]) == 1
+    assert "DigestMismatch: " in capsys.readouterr().out
+    assert cli.main(["peers"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["prefill", "up", "failed"]
 
 
 def test_a_busy_arena_is_left_to_requests(watched, kit, rooms):

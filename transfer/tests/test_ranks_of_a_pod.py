@@ -89,6 +89,15 @@ def test_each_rank_of_a_room_gets_its_own_rank_s_bytes(pods, ranked, rooms, kit)
             client.wait_released(room, 5)
 
 
+def test_every_pair_of_ranks_is_sampled_and_a_pod_has_one_row(pods, ranked, kit):
+    _, decode = pods
+    row = kit.until(lambda: (rows := decode.report().preflight) and rows[0].passed_at and rows)
+    assert [(one.pod, one.state) for one in row] == [("prefill", "passed")]
+    passed = 'disagg_agent_preflight_samples_total{result="passed"} '
+    scraped = decode.get("/metrics").decode()
+    assert float(scraped.partition(passed)[2].split()[0]) >= 2
+
+
 def test_what_one_rank_fails_at_is_told_by_its_number_and_the_other_goes_on(
     pods, ranked, rooms, kit
 ):

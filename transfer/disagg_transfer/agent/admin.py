@@ -1,4 +1,4 @@
-"""The socket behind `disagg-agent status|peers|transfers|fault`: a JSON line in, one out."""
+"""The socket behind `disagg-agent status|peers|transfers|probe|fault`: a JSON line in, one out."""
 
 import asyncio
 import json
@@ -12,9 +12,11 @@ from disagg_transfer.agent.engine_socket import listen_private, same_user
 from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.outcomes import Changes
 from disagg_transfer.agent.ports import serve
+from disagg_transfer.agent.preflight import Preflight
+from disagg_transfer.agent.samples import Samples
 from disagg_transfer.contract import Report
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
-from disagg_transfer.strict_json import parse_json
+from disagg_transfer.strict_json import parse_json, to_json
 
 LINE_S: Final = 10.0
 
@@ -37,7 +39,9 @@ class Admin:
         faults: Faults,
         changes: Changes,
         refused: Callable[[str], None],
+        sampling: Samples | Preflight,
     ) -> None:
+        self._sampling = sampling
         self._refused = refused
         self._report, self._ports = report, ports
         self._desks, self._faults, self._changes = desks, faults, changes
@@ -52,7 +56,7 @@ class Admin:
             else:
                 async with asyncio.timeout(LINE_S):
                     words = parse_line(await reader.readline())
-                writer.write(json.dumps(self._answer(words)).encode() + b"\n")
+                writer.write(json.dumps(await self._answer(words)).encode() + b"\n")
                 await writer.drain()
         except TimeoutError:
             self._refused("timeout")
@@ -63,12 +67,14 @@ class Admin:
         finally:
             writer.close()
 
-    def _answer(self, words: list[str]) -> dict[str, Any]:
+    async def _answer(self, words: list[str]) -> dict[str, Any]:
         match words:
             case ["report"]:
                 return {"report": json.loads(self._report().to_json()), "ports": self._ports()}
             case ["transfers"]:
                 return {"transfers": self._transfers()}
+            case ["probe", *pods] if len(pods) <= 1:
+                return await self._probe(*pods)
             case ["fault", *arguments]:
                 return self._fault(arguments)
         return {"error": f"unknown command {words!r}"}
@@ -79,6 +85,18 @@ class Admin:
             for rank, desk in self._desks.items()
             for sight in desk.sights
         ]
+
+    async def _probe(self, pod: str | None = None) -> dict[str, Any]:
+        if not isinstance(self._sampling, Preflight):
+            return {"error": "this is a prefill agent: decode pulls; run probe in a decode pod"}
+        rows = await self._sampling.probe(pod)
+        if not rows:
+            known = ", ".join(row.pod for row in self._report().peers) or "none"
+            return {
+                "error": f"no prefill pod {pod or ''} to pull from: its agent must be connected, "
+                f"with an engine of the same layout; peers: {known} (see disagg-agent peers)"
+            }
+        return {"probes": json.loads(to_json(rows))}
 
     def _fault(self, arguments: list[str]) -> dict[str, Any]:
         try:

@@ -17,7 +17,7 @@ from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.http import Http
 from disagg_transfer.agent.key_ring import KeyRing
 from disagg_transfer.agent.landing import Tools
-from disagg_transfer.agent.metrics import Metrics
+from disagg_transfer.agent.metrics import Metrics, Moment
 from disagg_transfer.agent.outcomes import Changes, Outcomes
 from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.prefill import Prefill
@@ -33,11 +33,11 @@ from disagg_transfer.contract import (
     EngineReport,
     NotReady,
     PeerReport,
-    PeerState,
     Report,
     Role,
 )
 from disagg_transfer.protocol import Identity
+from disagg_transfer.registry import entries
 from disagg_transfer.settings import Settings
 from disagg_transfer.verdict import transport_of
 
@@ -60,7 +60,7 @@ class Agent:
             node=settings.node,
             ranks=settings.ranks,
         )
-        self._metrics = Metrics()
+        self._metrics = Metrics(settings.state_types or entries())
         self._changes = Changes()
         self._outcomes = Outcomes(self._metrics, self._changes)
         self._faults = Faults(settings.fault_switch)
@@ -168,6 +168,7 @@ class Agent:
             faults=self._faults,
             changes=self._changes,
             refused=refused,
+            sampling=self._sampling,
         )
         mine = self._serve_prefill() if settings.role is Role.PREFILL else self._dialer.run()
         return (
@@ -340,14 +341,11 @@ class Agent:
         return NotReady.NO_PEERS, f"no prefill agent with a registered engine yet ({waiting})"
 
     def _render_metrics(self) -> bytes:
-        report, metrics = self.report(), self._metrics
-        for state in PeerState:
-            count = sum(peer.state is state for peer in report.peers)
-            metrics.peers.labels(state.value).set(count)
-        metrics.arena.labels("used").set(report.arena.used)
-        metrics.arena.labels("unsettled").set(report.arena.unsettled)
-        metrics.arena.labels("total").set(report.arena.bytes)
-        metrics.inflight.set(report.inflight)
-        metrics.engine.set(report.engine.connected)
-        metrics.ready.set(report.ready)
-        return metrics.render()
+        storages = [rank.storage for rank in self._ranks.values()]
+        silences = (connection.silent_s for connection in self._peers.connections)
+        now = Moment(
+            poisoned_lanes=sum(storage.poison is not None for storage in storages),
+            longest_silence_s=max(silences, default=0.0),
+            late_settled=sum(storage.late_settled for storage in storages),
+        )
+        return self._metrics.render(self.report(), now)

@@ -276,7 +276,7 @@ class Preflight:
         pair.sampled = sampled
         pair.transport, pair.transport_reason = self._around.transports.after_read(sampled.cost)
         pair.detail = (
-            f"{sampled.nbytes} bytes of {components} components, "
+            f"{sampled.nbytes} bytes of {components} components, digests right; "
             f"first read {sampled.first_s * 1e3:.1f} ms"
         )
         pair.at = pair.passed_at = time.time()

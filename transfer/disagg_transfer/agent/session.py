@@ -139,6 +139,11 @@ class Connection:
             found = self._sessions[pair] = Session(self, pair)
         return found
 
+    @property
+    def silent_s(self) -> float:
+        """Since the peer last said anything."""
+        return asyncio.get_running_loop().time() - self._heard
+
     def vacate(self, rank: int) -> None:
         """The peer's engine of this rank has gone."""
         self.layouts.pop(rank, None)

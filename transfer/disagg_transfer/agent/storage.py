@@ -38,6 +38,7 @@ class Storage:
         self._extents = Extents(memory.size)
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
+        self.late_settled = 0  # extents that came back from quarantine
         self._spared: dict[int, int] = {}  # bytes that samples hold, by number of the extent
 
     @property
@@ -98,6 +99,7 @@ class Storage:
         self._quarantine.put(span, writer=writer, now=_now())
 
     def settle(self, span: Span) -> None:
+        self.late_settled += 1
         self._extents.settle(span)
         self._quarantine.take(span)
         self._grant()
