@@ -67,6 +67,8 @@ PREFILL_READY = "PrefillReady"
 DECODE_READY = "DecodeReady"
 ROUTER_READY = "RouterReady"
 TRANSFER_HEALTHY = "TransferHealthy"
+# Tells only: Ready does not wait for it.
+PREFLIGHT_PASSED = "PreflightPassed"
 SPEC_VALID = "SpecValid"
 # True only while the operator itself fails to reconcile.
 DEGRADED = "Degraded"
@@ -101,6 +103,10 @@ REASON_STATE_TRANSFER_TIMEOUT = "StateTransferTimeout"
 REASON_STATE_TRANSFER_FAILED = "StateTransferFailed"
 REASON_LAYOUT_MISMATCH = "LayoutMismatch"
 REASON_AGENT_UNREACHABLE = "AgentUnreachable"
+# Reasons of PreflightPassed.
+REASON_PREFLIGHT_PASSED = "PreflightPassed"
+REASON_PREFLIGHT_PENDING = "PreflightPending"
+REASON_PREFLIGHT_FAILED = "PreflightFailed"
 # Reasons of SpecValid and Degraded.
 REASON_INVALID_SPEC = "InvalidSpec"
 REASON_RECONCILE_ERROR = "ReconcileError"

@@ -21,6 +21,7 @@ from disagg_operator.groups import Restart
 from disagg_operator.kinds import Json, ObjectReference
 from disagg_operator.observe import AgentView, Observed
 from disagg_operator.plan import Plan, Progress
+from disagg_operator.preflight import preflight_finding
 from disagg_operator.render.routers import router_url
 from disagg_operator.step import Restarts, ready_among, revisions
 from disagg_operator.tally import Tally
@@ -176,6 +177,8 @@ def _findings(moment: Moment) -> dict[str, Finding]:
         names.ROUTER_READY: router_finding(deployment, observed, revision=_routed(moment)),
         names.TRANSFER_HEALTHY: transfer_finding(moment.traffic),
     }
+    if deployment.spec.transfer.preflight.mode != "Off":
+        findings[names.PREFLIGHT_PASSED] = preflight_finding(moment.views, observed)
     if moment.plan.progress is not None:
         findings[names.PROGRESSING] = _progressing(moment, moment.plan.progress)
     if moment.error is not None:
@@ -187,7 +190,11 @@ def _ready(moment: Moment, findings: Mapping[str, Finding]) -> Finding:
     """The reason nearest to the root cause of all that is not as it should be."""
     if moment.error is not None:
         return Finding(truth="False", reason=moment.error.reason, message=moment.error.message)
-    wrong = [finding for finding in findings.values() if finding.truth == "False"]
+    wrong = [
+        finding
+        for kind, finding in findings.items()
+        if finding.truth == "False" and kind != names.PREFLIGHT_PASSED
+    ]
     wrong += _rolling_out(moment)
     if not wrong:
         return Finding(truth="True", reason=names.REASON_READY, message=_summary(moment))

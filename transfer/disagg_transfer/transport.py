@@ -134,7 +134,7 @@ class Choices:
         """After the probing read, with what UCX estimates it to cost. None: not known."""
         fresh = dict.fromkeys(self.output.read_tables())
         self._known |= fresh
-        found = _agreed(fresh) or self._by_cost.get(cost) or _agreed(self._known)
+        found = self._by_cost.get(cost) or _agreed(fresh) or _agreed(self._known)
         if found is not None:
             self._by_cost[cost] = found
         return found

@@ -12,7 +12,7 @@ LATE = TransferFailed(Cause.TIMEOUT, stage=Stage.NOTIFY, detail="late", state_ty
 
 @pytest.fixture
 def outcomes():
-    return Outcomes(Metrics(), Changes())
+    return Outcomes(Metrics(()), Changes())
 
 
 def succeed(outcomes, prefill, decode="d"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import urllib.error
 
@@ -204,6 +205,36 @@ def test_a_restarted_peer_is_sampled_anew(watched, kit):
     kit.until(lambda: watched.decode.report().preflight == ())
     watched.p = kit.connect(watched.prefill, "prefill", watched.parts)
     assert kit.until(lambda: in_state(watched.decode, "passed")).at > first.at
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another IPC namespace takes root")
+def test_peers_of_other_kinds_are_told_apart(tmp_path, kit):
+    """The kernel copies between processes of one IPC namespace only. UCX prints one table for
+    both far peers, so the second of them is told by what its reads are said to cost.
+    """
+    far = {"launch": ["unshare", "--ipc"]}
+    with contextlib.ExitStack() as stack:
+        prefills = [
+            stack.enter_context(LocalAgent(tmp_path / pod, role="prefill", pod=pod, **options))
+            for pod, options in (("far", far), ("farther", far), ("near", {}))
+        ]
+        peers = [f"127.0.0.1:{agent.control_port}" for agent in prefills]
+        decode = stack.enter_context(LocalAgent(tmp_path / "d", role="decode", peers=peers))
+        for agent in (*prefills, decode):
+            role = "prefill" if agent in prefills else "decode"
+            stack.enter_context(contextlib.closing(kit.connect(agent, role, kit.every_type)))
+        rows = kit.until(
+            lambda: (
+                [row for row in decode.report().preflight if row.state == "passed"][2:]
+                and decode.report().preflight
+            )
+        )
+        assert [(row.pod, row.transport) for row in rows] == [
+            ("far", "tcp"),
+            ("farther", "tcp"),
+            ("near", "cma"),
+        ]
+        assert decode.report().transport == "mixed"
 
 
 def test_beyond_the_limit_every_pod_is_still_in_a_pair(tmp_path, kit, odd):

@@ -103,7 +103,9 @@ class TransferStatus(ApiModel):
 
     reporting_agents: Small = Field(0, description="Agents that answer.")
     expected_agents: Small = Field(0, description="Agents that should answer.")
-    transport: str = Field("unknown", max_length=16, description="rdma, tcp, shm, mixed, unknown.")
+    transport: str = Field(
+        "unknown", max_length=16, description="rdma, cuda_ipc, shm, cma, tcp, mixed, unknown."
+    )
     state_types: tuple[StateTypeStatus, ...] = Field(
         (),
         max_length=16,
@@ -145,7 +147,7 @@ class DisaggDeploymentStatus(ApiModel):
         (),
         max_length=16,
         description="Ready sums up; PrefillReady, DecodeReady, RouterReady and TransferHealthy say"
-        " where it fails.",
+        " where it fails. PreflightPassed tells what samples between pods came to.",
         json_schema_extra=keyed_by("type"),
     )
 

@@ -30,6 +30,7 @@ def test_everything_ready_is_ready(world):
         "DecodeReady": "True",
         "RouterReady": "True",
         "TransferHealthy": "Unknown",
+        "PreflightPassed": "Unknown",
     }
     assert (status.phase, status.prefill, status.decode) == ("Ready", "1/1", "1/1")
     assert status.observed_generation == 1

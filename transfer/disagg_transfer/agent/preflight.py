@@ -6,6 +6,7 @@ take only memory and time that no request needs: where an arena is busy, request
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -70,6 +71,11 @@ class Pair:
         return self.session.peer.pod
 
     @property
+    def learns(self) -> bool:
+        """Whether the next sample is to find out the transport; it stays what it is after that."""
+        return self.transport is Transport.UNKNOWN
+
+    @property
     def _where(self) -> str:
         """Which rank of several; the pods' first ranks are the only ones as a rule."""
         ranks = self.session.pair
@@ -119,6 +125,8 @@ class Preflight:
         self._samplings: dict[int, Sampling] = {}  # under way, by number
         self._numbers = itertools.count(1)
         self._cleared = False
+        self._learning = asyncio.Lock()  # what UCX prints is of whoever reads for the first time
+        self._told: tuple[object, ...] = ()
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -232,7 +240,7 @@ class Preflight:
     async def _sample(self, pair: Pair) -> None:
         """Pull one and note what came of it; whoever else wants one of this pair waits."""
         limit_s = self.settings.warm_s if pair.passed_at else self.settings.cold_s
-        async with pair.lock:
+        async with pair.lock, self._learning if pair.learns else contextlib.nullcontext():
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout(limit_s):
@@ -249,7 +257,10 @@ class Preflight:
     def _note(self) -> None:
         good = [is_good(row, self.settings) for row in self.rows]
         self._cleared = bool(good) and (self._cleared or all(good))
-        self._around.changes.touch()
+        told = tuple((row.pod, row.state, row.cause, row.transport_reason) for row in self.rows)
+        if told != self._told:  # else every canary would wake whoever reads the report
+            self._told = told
+            self._around.changes.touch()
 
     async def _pull(self, pair: Pair) -> None:
         around, layout = self._around, pair.session.layout
@@ -264,7 +275,8 @@ class Preflight:
         sampling = Sampling(pair.session, number=number, lane=rank.lane, storage=rank.storage)
         self._samplings[number] = sampling
         try:
-            around.transports.before_read()
+            if pair.learns:
+                around.transports.before_read()
             sampled = await sampling.run(sizes)
         finally:
             del self._samplings[number]
@@ -274,7 +286,9 @@ class Preflight:
         before = pair.state
         pair.state, pair.cause, pair.failures = PreflightState.PASSED, None, 0
         pair.sampled = sampled
-        pair.transport, pair.transport_reason = self._around.transports.after_read(sampled.cost)
+        if pair.learns:
+            told = self._around.transports.after_read(sampled.cost)
+            pair.transport, pair.transport_reason = told
         pair.detail = (
             f"{sampled.nbytes} bytes of {components} components, digests right; "
             f"first read {sampled.first_s * 1e3:.1f} ms"

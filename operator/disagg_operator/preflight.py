@@ -1,0 +1,84 @@
+"""The condition PreflightPassed: what decode agents found when they sampled prefill pods. Pure.
+
+It tells, and holds nothing back: with `preflight.mode: Required` the agents themselves are not
+ready. The message has no figure that changes from sample to sample, or an idle resource would be
+written for ever.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from disagg_operator import names
+from disagg_operator.finding import Finding, Weight
+from disagg_operator.observe import AgentView, Observed
+from disagg_transfer.contract import PreflightReport, PreflightState, Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sampled:
+    decode: str
+    row: PreflightReport
+
+
+def preflight_finding(views: Mapping[str, AgentView], observed: Observed) -> Finding:
+    pairs = tuple(_pairs(views, observed))
+    failed = [pair for pair in pairs if pair.row.state is PreflightState.FAILED]
+    if failed:
+        message = _failure(failed[0]) + _further(len(failed) - 1)
+        return Finding(
+            truth="False",
+            reason=names.REASON_PREFLIGHT_FAILED,
+            message=message,
+            weight=Weight.CONSEQUENCE,
+        )
+    pending = [pair for pair in pairs if pair.row.state is PreflightState.PENDING]
+    if pending or not pairs:
+        return Finding(
+            truth="Unknown",
+            reason=names.REASON_PREFLIGHT_PENDING,
+            message=_awaited(pending),
+        )
+    return Finding(
+        truth="True",
+        reason=names.REASON_PREFLIGHT_PASSED,
+        message=f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of pods passed"
+        + _transport(views),
+    )
+
+
+def _pairs(views: Mapping[str, AgentView], observed: Observed) -> Iterator[_Sampled]:
+    for pod, report in _reports(views):
+        if pod in observed.pods:
+            for row in report.preflight:
+                if row.pod in observed.pods:
+                    yield _Sampled(decode=pod, row=row)
+
+
+def _reports(views: Mapping[str, AgentView]) -> Iterable[tuple[str, Report]]:
+    return ((pod, view.report) for pod, view in sorted(views.items()) if view.report is not None)
+
+
+def _failure(pair: _Sampled) -> str:
+    row = pair.row
+    return f"sample from pod {row.pod} to pod {pair.decode}: {row.cause}: {row.detail}"
+
+
+def _further(count: int) -> str:
+    if not count:
+        return ""
+    return (
+        f"; {count} further pair{'s' if count > 1 else ''} of pods fail{'' if count > 1 else 's'}"
+    )
+
+
+def _awaited(pending: list[_Sampled]) -> str:
+    if not pending:
+        return "no decode agent has sampled a prefill pod yet"
+    first = pending[0]
+    return f"no sample from pod {first.row.pod} to pod {first.decode} has ended yet"
+
+
+def _transport(views: Mapping[str, AgentView]) -> str:
+    """What reads go over where that is not what somebody wants, and why."""
+    told = [report for _, report in _reports(views) if report.transport_reason]
+    return f", over {told[0].transport}: {told[0].transport_reason}" if told else ""
