@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from disagg_transfer.errors import FabricError, PeerDisconnectedError
 from disagg_transfer.nixl_fabric import Fabric, Progress
-from disagg_transfer.reads import WINDOW_BYTES, Listener, PeerReads, Piece, Read, ReadEvent
+from disagg_transfer.reads import LOST, WINDOW_BYTES, Listener, PeerReads, Piece, Read, ReadEvent
 from disagg_transfer.ucx import UcxSettings
 
 __all__ = ["Lane", "Listener", "Read", "ReadEvent"]
@@ -61,6 +61,7 @@ class Lane:
     ) -> None:
         """`passive`: others read from this arena."""
         self._name = name
+        self._ucx, self._open_fabric = ucx, open_fabric
         self._open = partial(open_fabric, name, base=base, size=size, ucx=ucx, passive=passive)
         self._commands: queue.SimpleQueue[Read | _Call | None] = queue.SimpleQueue()
         self._queues: dict[str, PeerReads] = {}  # of peers with a read under way
@@ -87,6 +88,11 @@ class Lane:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    def sibling(self, name: str, *, base: int, size: int) -> "Lane":
+        """A lane of the same transport that reads into other memory, to be started."""
+        ucx, open_fabric = self._ucx, self._open_fabric
+        return Lane(name, base=base, size=size, ucx=ucx, passive=False, open_fabric=open_fabric)
 
     def close(self, *, timeout_s: float) -> None:
         self._commands.put(None)
@@ -266,7 +272,7 @@ def _end_piece(fabric: Fabric, piece: Piece, error: FabricError | None) -> None:
 def _tell_ended(reads: PeerReads) -> bool:
     ended = reads.take_ended()
     for read in ended:
-        lost = "lost: " if isinstance(read.fault, PeerDisconnectedError) else ""
+        lost = LOST if isinstance(read.fault, PeerDisconnectedError) else ""
         if read.abandoned:
             read.listener(ReadEvent.SETTLED, f"{lost}{read.fault or ''}")
         elif read.fault is not None:

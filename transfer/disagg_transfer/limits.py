@@ -9,6 +9,7 @@ from disagg_transfer.errors import SettingsError
 from disagg_transfer.strict_json import ShapeError, parse_json, shown
 
 _DAY_S: Final = 24 * 3600.0
+_MAX_COUNT: Final = 1 << 44
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,15 @@ class Heartbeat:
     every_s: float = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditLimits:
+    """What one peer may have of this pod at a time."""
+
+    nbytes: int = 256 << 20  # being read from one prefill pod: more than any network's delay fills
+    reads: int = 64  # of one prefill pod; a read of a small chunk is all overhead
+    share: float = 0.5  # of prefill's arena, for one decode pod while there are others
+
+
 def quarantine_limits(env: Mapping[str, str]) -> QuarantineLimits:
     name = contract.ENV_QUARANTINE
     value = _object(env, name, ("share", "lastingShare", "lastingSeconds"))
@@ -36,6 +46,17 @@ def quarantine_limits(env: Mapping[str, str]) -> QuarantineLimits:
         share=_within(name, value, "share", plain.share, high=1.0),
         lasting_share=_within(name, value, "lastingShare", plain.lasting_share, high=1.0),
         lasting_s=_within(name, value, "lastingSeconds", plain.lasting_s),
+    )
+
+
+def credit_limits(env: Mapping[str, str]) -> CreditLimits:
+    name = contract.ENV_CREDITS
+    value = _object(env, name, ("bytes", "reads", "share"))
+    plain = CreditLimits()
+    return CreditLimits(
+        nbytes=_count(name, value, "bytes", plain.nbytes),
+        reads=_count(name, value, "reads", plain.reads),
+        share=_within(name, value, "share", plain.share, high=1.0),
     )
 
 
@@ -56,6 +77,13 @@ def _object(env: Mapping[str, str], name: str, known: tuple[str, ...]) -> dict[s
     if not isinstance(value, dict) or value.keys() - set(known):
         raise SettingsError(f"{name}: must be an object of {', '.join(known)}")
     return value
+
+
+def _count(name: str, value: Mapping[str, Any], key: str, default: int) -> int:
+    found = value.get(key, default)
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 < found <= _MAX_COUNT:
+        raise SettingsError(f"{name}.{key}: {found!r} is not a whole number within 1..{_MAX_COUNT}")
+    return found
 
 
 def _within(

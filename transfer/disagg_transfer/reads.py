@@ -28,6 +28,7 @@ class ReadEvent(Enum):
 
 
 Listener = Callable[[ReadEvent, str], None]  # called on the lane's thread
+LOST: Final = "lost: "  # begins the detail where NIXL has given the peer's endpoint up
 
 
 @dataclass(slots=True, eq=False)

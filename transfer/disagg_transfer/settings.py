@@ -22,7 +22,14 @@ from disagg_transfer.contract import (
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import SettingsError, UnknownStateTypeError
 from disagg_transfer.integrity import Sampling
-from disagg_transfer.limits import Heartbeat, QuarantineLimits, heartbeat, quarantine_limits
+from disagg_transfer.limits import (
+    CreditLimits,
+    Heartbeat,
+    QuarantineLimits,
+    credit_limits,
+    heartbeat,
+    quarantine_limits,
+)
 from disagg_transfer.protocol import MAX_NODES, MAX_RANKS
 from disagg_transfer.registry import entries, lookup
 from disagg_transfer.strict_json import ShapeError, parse_json, shown
@@ -80,6 +87,7 @@ class Settings:
     fault_switch: FaultSwitch
     quarantine: QuarantineLimits
     heartbeat: Heartbeat
+    credits: CreditLimits
     ucx: UcxSettings
     preflight: PreflightSettings
 
@@ -115,6 +123,7 @@ def from_environment(env: Mapping[str, str]) -> Settings:
         fault_switch=_member(env, contract.ENV_FAULT_SWITCH, FaultSwitch, FaultSwitch.DISABLED),
         quarantine=quarantine_limits(env),
         heartbeat=heartbeat(env),
+        credits=credit_limits(env),
         ucx=UcxSettings(
             transport=_member(env, contract.ENV_TRANSPORT, Transport, Transport.ANY),
             devices=_devices(env),

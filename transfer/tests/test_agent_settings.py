@@ -132,11 +132,13 @@ def test_limits_of_the_agent_have_defaults_and_can_be_set(env):
             **env,
             "DISAGG_HEARTBEAT": '{"limitSeconds": 0.6}',
             "DISAGG_QUARANTINE": '{"share": 0.25, "lastingSeconds": 7}',
+            "DISAGG_CREDITS": '{"bytes": 5, "share": 0}',
         }
     )
     assert settings.heartbeat.every_s == pytest.approx(0.2)
     assert (settings.quarantine.share, settings.quarantine.lasting_s) == (0.25, 7.0)
     assert settings.quarantine.lasting_share == 0.1
+    assert (settings.credits.nbytes, settings.credits.reads, settings.credits.share) == (5, 64, 0)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +150,7 @@ def test_limits_of_the_agent_have_defaults_and_can_be_set(env):
         ("DISAGG_HEARTBEAT", "3", "must be an object of limitSeconds"),
         ("DISAGG_HEARTBEAT", '{"limitSeconds": 0.1}', "limitSeconds: 0.1 is less than 0.3"),
         ("DISAGG_HEARTBEAT", "{", "not JSON"),
+        ("DISAGG_CREDITS", '{"reads": 0}', "reads: 0 is not a whole number within 1.."),
     ],
 )
 def test_a_limit_that_is_none_is_refused(env, name, value, told):

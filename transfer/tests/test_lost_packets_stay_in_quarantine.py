@@ -6,6 +6,8 @@ network heals in time, and never when NIXL has given the connection up.
 
 import contextlib
 import json
+import subprocess
+import time
 
 import pytest
 
@@ -24,10 +26,12 @@ PAGE = 4096
 class Hosts:
     """Two agents on hosts of their own, and engines that are threads of the test."""
 
-    def __init__(self, network, prefill, decode, kit):
+    def __init__(self, network, prefill, other, decode, kit):
         self.network, self.prefill, self.decode = network, prefill, decode
+        self.other_peer = f"{network.hosts['q'].address}:{other.control_port}"
         parts = (kit.part("kv", item_bytes=MIB),)
         self.p = kit.connect(prefill, "prefill", parts)
+        self.q = kit.connect(other, "prefill", parts)
         self.d = kit.connect(decode, "decode", parts)
         self.peer = f"{network.hosts['p'].address}:{prefill.control_port}"
 
@@ -39,14 +43,15 @@ class Hosts:
         """By the admin socket: HTTP is on the other host."""
         return parse_report(json.dumps(self.decode._ask("report")["report"]).encode())
 
-    def pull(self, room):
-        return self.d.pull(room, peer=self.peer, expect={"kv": BIG})
+    def pull(self, room, *, peer=None, items=BIG):
+        return self.d.pull(room, peer=peer or self.peer, expect={"kv": items})
 
-    def offer(self, room, payload):
-        self.p.begin(room)
-        extent = self.p.reserve(room, len(payload), timeout_s=5)
+    def offer(self, room, payload, *, engine=None):
+        engine = engine or self.p
+        engine.begin(room)
+        extent = engine.reserve(room, len(payload), timeout_s=5)
         extent.view[:] = payload
-        self.p.offer(room, "kv", extent, items=BIG, last=True)
+        engine.offer(room, "kv", extent, items=len(payload) // MIB, last=True)
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +66,16 @@ def hosts(tmp_path_factory, kit):
         "env": {"UCX_TLS": "tcp", "DISAGG_PREFLIGHT": "off"},
     }
     with contextlib.ExitStack() as stack:
-        network = stack.enter_context(Network(("p", "d")))
-        on_p, on_d = network.hosts["p"].launch, network.hosts["d"].launch
+        network = stack.enter_context(Network(("p", "q", "d")))
+        on_p, on_q, on_d = (network.hosts[name].launch for name in ("p", "q", "d"))
         p = LocalAgent(folder / "p", role="prefill", launch=on_p, **common)
+        q = LocalAgent(folder / "q", role="prefill", pod="other", launch=on_q, **common)
         peer = f"{network.hosts['p'].address}:{stack.enter_context(p).control_port}"
         d = LocalAgent(folder / "d", role="decode", launch=on_d, peers=[peer], **common)
-        hosts = Hosts(network, p, stack.enter_context(d), kit)
+        hosts = Hosts(network, p, stack.enter_context(q), stack.enter_context(d), kit)
         yield hosts
-        hosts.p.close()
-        hosts.d.close()
+        for client in (hosts.p, hosts.q, hosts.d):
+            client.close()
 
 
 def black_holed_in_mid_read(hosts, payload, rooms, kit):
@@ -122,3 +128,71 @@ def served_again(hosts, payload, rooms, kit):
     assert bytes(hosts.pull(room).payloads["kv"].view) == payload
     hosts.d.release(room)
     hosts.p.wait_released(room, 5)
+
+
+@contextlib.contextmanager
+def control_alone(network, port):
+    """No TCP between the hosts but on the control port: the fabric is dead, the agents are not."""
+    rules = f"""
+        type filter hook input priority 0
+        tcp dport {port} accept
+        tcp sport {port} accept
+        iifname eth0 ip saddr {network.hosts["p"].address} meta l4proto tcp drop
+    """
+    nft(network.hosts["d"], f"table inet cut {{ chain in {{{rules}}}\n}}\n")
+    try:
+        yield
+    finally:
+        nft(network.hosts["d"], "delete table inet cut\n")
+
+
+def nft(host, text):
+    subprocess.run([*host.launch, "nft", "-f", "-"], input=text, text=True, check=True)
+
+
+def test_a_dead_fabric_is_told_from_a_dead_peer_and_holds_nobody_else_up(hosts, rooms, kit):
+    payload = bytes(range(1, 250)) * (BIG * MIB // 249 + 1)
+    payload, small = payload[: BIG * MIB], payload[: 8 * MIB]
+    served_again(hosts, payload, rooms, kit)
+    with control_alone(hosts.network, hosts.prefill.control_port):
+        room = next(rooms)
+        hosts.offer(room, small)
+        with pytest.raises(TransferFailed, match="Timeout in stage wire") as caught:
+            hosts.pull(room, items=8)
+        assert caught.value.peer_pod == "prefill"
+        row = kit.until(lambda: held_back(hosts), within_s=20)
+        assert (row.state, "NIXL endpoint is gone" in row.detail) == ("up", True)
+        # Tries go on meanwhile, and block for seconds; a lane of their own bears it.
+        deadline = time.monotonic() + 8
+        while time.monotonic() < deadline:
+            began = time.monotonic()
+            moved(hosts, small, next(rooms))
+            assert time.monotonic() - began < 2.5
+        failure = kit.until(lambda: refused(hosts, next(rooms)), within_s=30, every_s=0.5)
+        assert (failure.cause, failure.stage) == ("TransportError", "bootstrap")
+        assert "reads from it are held back" in failure.detail
+    kit.until(lambda: not held_back(hosts), within_s=30)
+    served_again(hosts, payload, rooms, kit)
+
+
+def held_back(hosts):
+    rows = [row for row in hosts.report().peers if row.pod == "prefill"]
+    return next((row for row in rows if "held back" in row.detail), None)
+
+
+def moved(hosts, payload, room):
+    """A request from the other prefill pod, whose fabric is well."""
+    hosts.offer(room, payload, engine=hosts.q)
+    arrival = hosts.pull(room, peer=hosts.other_peer, items=len(payload) // MIB)
+    assert bytes(arrival.payloads["kv"].view) == payload
+    hosts.d.release(room)
+    hosts.q.wait_released(room, 5)
+
+
+def refused(hosts, room):
+    """The failure of a request that did not have to wait for it; None while it would."""
+    pulled = time.monotonic()
+    with pytest.raises(TransferFailed) as caught:
+        hosts.pull(room, items=8)
+    hosts.p.refuse(room, detail="it was never begun")
+    return caught.value if time.monotonic() - pulled < 1 else None

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from disagg_transfer.agent.backoff import BackOff
 from disagg_transfer.agent.key_ring import KeyRing
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.peers import Peers
@@ -19,7 +20,8 @@ from disagg_transfer.settings import Address, parse_address
 
 MAX_STRANGERS: Final = 64  # connections that have not proved themselves yet
 RESOLVE_S: Final = 1.0
-BACK_OFF_S: Final = (0.2, 0.5, 1.0, 2.0)
+DIAL_CEILING_S: Final = 2.0  # between two dials: a restarted pod is served this soon
+STEADY_S: Final = 5.0  # a connection that lasted so long was no failure to connect
 KEEP_WANTED_S: Final = 60.0  # an address only a request named is dialed on for this long
 
 _log = logging.getLogger(__name__)
@@ -165,8 +167,9 @@ class Dialer:
 
     async def _keep(self, link: _Link) -> None:
         """Dial, serve, and dial again until nobody wants the address."""
-        failures = 0
+        backoff, loop = BackOff(ceiling_s=DIAL_CEILING_S), asyncio.get_running_loop()
         while self._keeps(link):
+            dialed_at = loop.time()
             try:
                 connection = await self._dial(link.address)
             except AuthenticationError as error:
@@ -174,11 +177,12 @@ class Dialer:
             except (WireError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
                 link.error = str(error) or type(error).__name__
             else:
-                link.connection, link.refused, failures = connection, False, 0
+                link.connection, link.refused = connection, False
                 link.error = await self._serve(link, connection)
+                if loop.time() - dialed_at > STEADY_S:
+                    backoff.succeeded()
             self._peers.pulse.fire()
-            await asyncio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)])
-            failures += 1
+            await asyncio.sleep(backoff.failed())
 
     async def _serve(self, link: _Link, connection: Connection) -> str:
         try:

@@ -64,7 +64,12 @@ class Agent:
         self._changes = Changes()
         self._outcomes = Outcomes(self._metrics, self._changes)
         self._faults = Faults(settings.fault_switch)
-        self._peers = Peers(self._us, heartbeat=settings.heartbeat, changes=self._changes)
+        self._peers = Peers(
+            self._us,
+            heartbeat=settings.heartbeat,
+            credit=settings.credits,
+            changes=self._changes,
+        )
         self._ring = KeyRing(settings.key_file, settings.keys)
         self._listener = Listener(self._peers, ring=self._ring, metrics=self._metrics)
         self._dialer = Dialer(self._peers, ring=self._ring, services=settings.peer_services)
@@ -100,7 +105,8 @@ class Agent:
                 faults=self._faults,
                 timeouts=settings.timeouts,
                 integrity=settings.integrity,
-                decoders=lambda: any(peer.layouts for peer in self._peers.connections),
+                limits=settings.credits,
+                decoders=lambda: sum(bool(peer.layouts) for peer in self._peers.connections),
             )
         tools = Tools(
             lane=rank.lane,
@@ -333,12 +339,12 @@ class Agent:
                 f"decode pod {first.decode_pod} has {first.decode}"
             )
         sessions = self._peers.sessions
-        if any(session.layout is not None and not session.usable for session in sessions):
+        if any(session.meeting for session in sessions):
             return NotReady.PEERS_NOT_MET, "a prefill agent's metadata is being loaded"
         if self._peers.served:
             return self._sampling.verdict or (None, None)
         waiting = "; ".join(f"{row.pod}: {row.detail}" for row in self._peer_reports())
-        return NotReady.NO_PEERS, f"no prefill agent with a registered engine yet ({waiting})"
+        return NotReady.NO_PEERS, f"no prefill agent that can be read from ({waiting})"
 
     def _render_metrics(self) -> bytes:
         storages = [rank.storage for rank in self._ranks.values()]
@@ -346,6 +352,7 @@ class Agent:
         now = Moment(
             poisoned_lanes=sum(storage.poison is not None for storage in storages),
             longest_silence_s=max(silences, default=0.0),
+            reads_waiting=self._peers.reads_waiting,
             late_settled=sum(storage.late_settled for storage in storages),
         )
         return self._metrics.render(self.report(), now)

@@ -15,17 +15,19 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from disagg_transfer.accounting import Part
+from disagg_transfer.agent.fabric_link import FabricLink
 from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.routes import Routes
 from disagg_transfer.agent.session import Session
 from disagg_transfer.agent.storage import Storage
 from disagg_transfer.arena import Span
-from disagg_transfer.contract import Cause, Stage
+from disagg_transfer.contract import ENV_ARENA_BYTES, ENV_CREDITS, Cause, Stage
 from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import TransferFailed
 from disagg_transfer.integrity import Sampling
 from disagg_transfer.lane import Lane, Read, ReadEvent
 from disagg_transfer.protocol import Layout, Offer
+from disagg_transfer.reads import LOST
 
 # A request holds no more than this of the arena at a time, or one chunk: the rest is for others.
 WINDOW_BYTES: Final = 64 << 20
@@ -51,6 +53,7 @@ class Source:
 
     session: Session
     layout: Layout  # of the engine that the request began with
+    fabric: FabricLink
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +85,8 @@ class Landing:
         self._request, self._tools, self._begun_at = request, tools, begun_at
         self._source: Source | None = None
         self._waiting: deque[Chunk] = deque()  # for an extent
-        self._asking = False  # the first of them stands in the arena's queue
+        self._asking = False  # the first of them stands in a queue
+        self._short_of = ""
         self._held: dict[int, Chunk] = {}  # by extent; in the engine's hands, too
         self._held_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -143,7 +147,7 @@ class Landing:
             nbytes = self._waiting[0].offer.nbytes
             if self._held and self._held_bytes + nbytes > WINDOW_BYTES:
                 return
-            spans = self._tools.storage.reserve_now((nbytes,))
+            spans = self._reserve_now(nbytes)
             if spans is None:
                 self._asking = True
                 self._request.started(Stage.ALLOCATE, self._waiting[0])
@@ -151,9 +155,35 @@ class Landing:
                 return
             self._read(self._waiting.popleft(), spans[0])
 
+    def _reserve_now(self, nbytes: int) -> tuple[Span, ...] | None:
+        credit = self._fabric.credits
+        if not credit.take_now(nbytes):
+            return None
+        spans = None
+        try:
+            spans = self._tools.storage.reserve_now((nbytes,))
+        finally:
+            if spans is None:
+                credit.give(nbytes)
+        return spans
+
+    async def _reserve(self, nbytes: int) -> tuple[Span, ...]:
+        """In turn: first for the peer's credit, then for room in the arena."""
+        credit = self._fabric.credits
+        self._short_of = f"its peer's credit, {credit.in_use} being in use ({ENV_CREDITS})"
+        await credit.take(nbytes)
+        storage = self._tools.storage
+        self._short_of = f"room, {storage.used} of the arena's {storage.memory.size} bytes being "
+        self._short_of += f"in use, {storage.unsettled} of them unsettled ({ENV_ARENA_BYTES})"
+        try:
+            return await storage.reserve((nbytes,), begun_at=self._begun_at)
+        except BaseException:
+            credit.give(nbytes)
+            raise
+
     async def _ask(self) -> None:
         chunk = self._waiting[0]
-        spans = await self._tools.storage.reserve((chunk.offer.nbytes,), begun_at=self._begun_at)
+        spans = await self._reserve(chunk.offer.nbytes)
 
         def granted() -> None:
             self._asking = False
@@ -173,7 +203,7 @@ class Landing:
         self._held_bytes += span.nbytes
         self._request.started(Stage.POST, chunk)
         chunk.read = self._tools.lane.read(
-            source.session.fabric_name,
+            source.fabric.name,
             local=self._tools.storage.memory.base + span.offset,
             remote=source.layout.arena_base + offer.offset,
             nbytes=offer.nbytes,
@@ -189,11 +219,23 @@ class Landing:
     def _on_read(self, chunk: Chunk, event: ReadEvent, detail: str) -> None:
         if event is not ReadEvent.POSTED:
             chunk.read = None
+            self._fabric.credits.give(chunk.offer.nbytes)
+            self._tell_fabric(event, detail)
             if self._over:
                 assert chunk.span is not None
                 self._tools.storage.settle(chunk.span)
         if not self._over:
             self._request.guarded(lambda: self._moved(chunk, event, detail))
+
+    def _tell_fabric(self, event: ReadEvent, detail: str) -> None:
+        if event is ReadEvent.DONE:
+            self._fabric.read_succeeded()
+        elif detail.startswith(LOST):
+            self._fabric.read_failed(detail, lost=True)
+
+    def late(self, reason: str) -> None:
+        """A read has missed its deadline."""
+        self._fabric.read_failed(reason, lost=False)
 
     def _moved(self, chunk: Chunk, event: ReadEvent, detail: str) -> None:
         self._request.stopped(Stage.POST, chunk)
@@ -248,6 +290,16 @@ class Landing:
             return
         self._request.stopped(Stage.WIRE, chunk)
         self._request.landed(chunk)
+
+    @property
+    def _fabric(self) -> FabricLink:
+        assert self._source is not None
+        return self._source.fabric
+
+    @property
+    def short_of(self) -> str:
+        """What the next chunk waits for."""
+        return f"{self._waiting[0].offer.nbytes} bytes wait for {self._short_of}"
 
     @property
     def _peer_pod(self) -> str:

@@ -114,6 +114,12 @@ class Lease:
         return {name: items for name, items in common.items() if items}
 
     @property
+    def held_bytes(self) -> int:
+        """Of the arena, offered or being written."""
+        offered = sum(held.span.nbytes for held in self.held if held.span is not None)
+        return offered + sum(span.nbytes for span in self.written.values())
+
+    @property
     def ended(self) -> bool:
         return self.released or self.failure is not None
 

@@ -39,7 +39,7 @@ class LeaseBook:
         storage: Storage,
         outcomes: Outcomes,
         timeouts: Timeouts,
-        decoders: Callable[[], bool],  # whether any decode engine is behind a session
+        decoders: Callable[[], int],  # decode engines behind sessions
     ) -> None:
         self._pod, self._storage, self._decoders = pod, storage, decoders
         self._outcomes, self._timeouts = outcomes, timeouts

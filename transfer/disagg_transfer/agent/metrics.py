@@ -32,6 +32,7 @@ class Moment:
 
     poisoned_lanes: int
     longest_silence_s: float
+    reads_waiting: int  # for credit
     late_settled: int  # since the agent started
 
 
@@ -82,6 +83,9 @@ class Metrics:
         self.peers = self._gauge("peers", "Peers known, by state.", ("state",))
         self.arena = self._gauge("arena_bytes", "Arena memory, by state.", ("state",))
         self.inflight = self._gauge("requests_inflight", "Requests not ended.", ())
+        self.reads_waiting = self._gauge(
+            "reads_waiting", "Reads that wait for a prefill pod's credit.", ()
+        )
         self.engine = self._gauge("engine_registered", "1 while an engine is registered.", ())
         self.ready = self._gauge("ready", "1 while /readyz answers 200.", ())
         self.seconds = Histogram(
@@ -160,6 +164,7 @@ class Metrics:
         self.ready.set(report.ready)
         self.poisoned.set(now.poisoned_lanes)
         self.silence.set(now.longest_silence_s)
+        self.reads_waiting.set(now.reads_waiting)
         self.late_settled.inc(now.late_settled - self._late_settled)
         self._late_settled = now.late_settled
         return generate_latest(self._registry)

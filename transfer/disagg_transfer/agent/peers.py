@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from disagg_transfer.agent.fabric_link import FabricLink
 from disagg_transfer.agent.outcomes import Changes
 from disagg_transfer.agent.preflight import Preflight
 from disagg_transfer.agent.pulse import Pulse
@@ -23,9 +24,9 @@ from disagg_transfer.contract import (
     Role,
     Stage,
 )
-from disagg_transfer.errors import FabricError, TransferFailed
+from disagg_transfer.errors import TransferFailed
 from disagg_transfer.layout import Difference, compare
-from disagg_transfer.limits import Heartbeat
+from disagg_transfer.limits import CreditLimits, Heartbeat
 from disagg_transfer.protocol import DecodePods, EngineGone, Identity, Layout, RankPair
 from disagg_transfer.ranks import partners
 
@@ -44,8 +45,11 @@ class _Lost:
 
 
 class Peers:
-    def __init__(self, us: Identity, *, heartbeat: Heartbeat, changes: Changes) -> None:
+    def __init__(
+        self, us: Identity, *, heartbeat: Heartbeat, credit: CreditLimits, changes: Changes
+    ) -> None:
         self.heartbeat = heartbeat
+        self._credit = credit
         self.us = us
         self.pulse = Pulse()
         self.sampling: Samples | Preflight | None = None
@@ -112,8 +116,8 @@ class Peers:
         failure = TransferFailed(Cause.PEER_LOST, stage=Stage.WIRE, detail=reason, peer_pod=pod)
         for session in connection.sessions:
             rank = self._ranks[session.ours]
-            if session.fabric_loaded:
-                rank.lane.remove_peer(session.fabric_name, _ignore)
+            if session.fabric is not None:
+                session.fabric.close()
             if self.sampling is not None:
                 self.sampling.on_session_lost(session)
             rank.desk.on_session_lost(session, failure)
@@ -178,26 +182,18 @@ class Peers:
         if session.differences != before:
             for difference in session.differences:
                 _log.warning("layout of %s differs: %s", connection.peer.pod, difference)
-        if self.us.role is Role.DECODE and not session.fabric_asked:
+        if self.us.role is Role.DECODE:
             self._load_fabric(rank, session, layout)
 
     def _load_fabric(self, rank: Rank, session: Session, layout: Layout) -> None:
-        loop = asyncio.get_running_loop()
-        session.fabric_asked = True
-
-        def finished(error: FabricError | None) -> None:
-            loop.call_soon_threadsafe(self._fabric_loaded, rank, session, error)
-
-        rank.lane.add_peer(layout.fabric_name, layout.fabric_metadata, finished)
-
-    def _fabric_loaded(self, rank: Rank, session: Session, error: FabricError | None) -> None:
-        if error is not None:
-            session.close(f"NIXL does not take its metadata: {error}")
-        elif session.ended.is_set():
-            rank.lane.remove_peer(session.fabric_name, _ignore)
-        else:
-            session.fabric_loaded = True
-        self._notice()
+        """Another name is another arena: the peer's lane has been made anew."""
+        if session.fabric is not None and session.fabric.name == layout.fabric_name:
+            return
+        if session.fabric is not None:
+            session.fabric.close()
+        session.fabric = FabricLink(
+            layout, lane=rank.lane, limits=self._credit, changed=self._notice
+        )
 
     def session(self, connection: Connection, pair: RankPair) -> Session | None:
         """None where one of the ranks is not of its pod."""
@@ -254,6 +250,12 @@ class Peers:
         self._changes.touch()
 
     @property
+    def reads_waiting(self) -> int:
+        """For a peer's credit."""
+        links = (session.fabric for session in self.sessions)
+        return sum(link.credits.waiting for link in links if link is not None)
+
+    @property
     def mismatches(self) -> tuple[MismatchReport, ...]:
         """Each once, however many rank pairs of the two pods have it."""
         found = {
@@ -300,8 +302,14 @@ def _up(connection: Connection) -> PeerReport:
         pod=connection.peer.pod,
         incarnation=connection.peer.incarnation,
         state=PeerState.UP,
-        detail=_vacancy(connection) or "; ".join(differences),
+        detail=_vacancy(connection) or "; ".join(differences) or "; ".join(_broken(connection)),
     )
+
+
+def _broken(connection: Connection) -> list[str]:
+    """Of the links that cannot be read over."""
+    links = (session.fabric for session in connection.sessions)
+    return [link.detail for link in links if link is not None and link.detail]
 
 
 def _vacancy(connection: Connection) -> str:
@@ -315,7 +323,3 @@ def _vacancy(connection: Connection) -> str:
         if rank < ranks and rank not in connection.layouts
     ]
     return f"no engine of rank {', '.join(absent)} is registered" if absent else ""
-
-
-def _ignore(_error: FabricError | None) -> None:
-    """A peer NIXL has dropped by itself needs no removing."""

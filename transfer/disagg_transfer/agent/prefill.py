@@ -22,6 +22,7 @@ from disagg_transfer.agent.offers import Offers
 from disagg_transfer.agent.outcomes import Outcomes, Pods
 from disagg_transfer.agent.relay import heard, misuse, refused, tell, told_differences
 from disagg_transfer.agent.session import Session
+from disagg_transfer.agent.shares import Shares
 from disagg_transfer.agent.storage import Storage
 from disagg_transfer.arena import Span
 from disagg_transfer.contract import Cause, Stage
@@ -44,6 +45,7 @@ from disagg_transfer.engine_messages import (
 )
 from disagg_transfer.errors import ArenaFull, TransferFailed
 from disagg_transfer.integrity import Sampling
+from disagg_transfer.limits import CreditLimits
 from disagg_transfer.protocol import Failed, Landed, Pulled, Release, Want
 
 Act = Callable[[Lease, Claim], None]
@@ -60,12 +62,14 @@ class Prefill:
         faults: Faults,
         timeouts: Timeouts,
         integrity: Sampling,
-        decoders: Callable[[], bool],
+        limits: CreditLimits,
+        decoders: Callable[[], int],
     ) -> None:
         self._pod, self._storage, self._outcomes = pod, storage, outcomes
         self._book = LeaseBook(
             pod=pod, storage=storage, outcomes=outcomes, timeouts=timeouts, decoders=decoders
         )
+        self._shares = Shares(self._book, storage=storage, limits=limits, decoders=decoders)
         self._offers = Offers(self._book, storage=storage, faults=faults, integrity=integrity)
 
     @property
@@ -155,17 +159,23 @@ class Prefill:
     def _begin(self, call: Begin) -> Reserved:
         """With the memory the engine asks for, where it is free at once."""
         self._book.begin(call.room)
+        lease = self._book.get(call.room)
         spans: tuple[Span, ...] | None = None
         with contextlib.suppress(ArenaFull):  # told to whoever asks for it in earnest
-            spans = self._storage.reserve_now(call.sizes)
-        return _reserved(call.call, self._book.get(call.room), spans or ())
+            spans = self._free_now(lease, call.sizes)
+        return _reserved(call.call, lease, spans or ())
 
     def _reserve_now(self, call: Reserve) -> Reserved | None:
         lease = self._book.get(call.room)
         if lease.failure is not None:
             raise lease.failure
-        spans = self._storage.reserve_now(call.sizes)
+        spans = self._free_now(lease, call.sizes)
         return None if spans is None else _reserved(call.call, lease, spans)
+
+    def _free_now(self, lease: Lease, sizes: Sequence[int]) -> tuple[Span, ...] | None:
+        """What is free at once, and within the share of the request's decode pod."""
+        allowed = self._shares.allow(lease, sum(sizes))
+        return self._storage.reserve_now(sizes) if allowed else None
 
     async def _reserve(self, call: Reserve) -> Reserved:
         lease = self._book.get(call.room)
@@ -178,7 +188,7 @@ class Prefill:
 
     async def _wait_for_room(self, lease: Lease, call: Reserve) -> tuple[Span, ...]:
         """In turn, for as long as the engine says and the room is under way."""
-        waiting = asyncio.ensure_future(self._storage.reserve(call.sizes, begun_at=lease.begun_at))
+        waiting = asyncio.ensure_future(self._in_turn(lease, call))
         ended = asyncio.ensure_future(_ended(lease))
         try:
             await asyncio.wait(
@@ -196,8 +206,13 @@ class Prefill:
         raise ArenaFull(
             Cause.ARENA_FULL,
             stage=Stage.ALLOCATE,
-            detail=f"no {sum(call.sizes)} bytes free within {call.timeout_ms} ms",
+            detail=f"no {sum(call.sizes)} bytes within {call.timeout_ms} ms: "
+            f"{self._shares.short_of(lease, sum(call.sizes))}",
         )
+
+    async def _in_turn(self, lease: Lease, call: Reserve) -> tuple[Span, ...]:
+        await self._shares.wait(lease, sum(call.sizes))
+        return await self._storage.reserve(call.sizes, begun_at=lease.begun_at)
 
     async def _await_release(self, call: AwaitRelease) -> None:
         lease = self._book.get(call.room)

@@ -100,9 +100,11 @@ class Pull:
     # -- what prefill says
 
     def _want(self) -> None:
-        if self.session.ended.is_set() or self.session.layout is not self._layout:
+        fabric = self.session.fabric
+        known = fabric is not None and self.session.layout is self._layout
+        if fabric is None or not known or self.session.ended.is_set():
             raise self._failure(Cause.PEER_LOST, "the session ended as the request began")
-        self._landing.begin(Source(session=self.session, layout=self._layout))
+        self._landing.begin(Source(session=self.session, layout=self._layout, fabric=fabric))
         self._start(Stage.QUEUE)
         have = {part.component: part.have for part in self.ledger.parts.values() if part.have}
         want = Want(room=self.room, request=self.request, epoch=self._layout.epoch, have=have)
@@ -284,10 +286,13 @@ class Pull:
 
     def _late(self, due: Due) -> TransferFailed:
         part = self.ledger.parts.get(due.component or "")
+        if part is not None and due.stage in (Stage.POST, Stage.WIRE):
+            self._landing.late(overdue(due))
         missing = ", ".join(part.component for part in self.ledger.outstanding)
+        short_of = f": {self._landing.short_of}" if due.stage is Stage.ALLOCATE else ""
         return self._failure(
             Cause.ARENA_FULL if due.stage is Stage.ALLOCATE else Cause.TIMEOUT,
-            overdue(due) + (f"; not arrived: {missing}" if missing else ""),
+            overdue(due) + short_of + (f"; not arrived: {missing}" if missing else ""),
             stage=due.stage,
             component=due.component,
             state_type=part.state_type if part else None,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from disagg_transfer.agent.control import RESOLVE_S, Dialer, bootstrap_failure
+from disagg_transfer.agent.fabric_link import FabricLink
 from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.rank import Rank
 from disagg_transfer.agent.relay import told_differences
@@ -48,6 +49,9 @@ class Routes:
             detail = f"no pod that has rank {min(absent)} of the group of prefill pod {pod} is"
             detail = f"{detail} connected within {within_s:g} s"
             return bootstrap_failure(Cause.PEER_UNREACHABLE, detail, pod)
+        for session in self._sessions(connection):
+            if session.fabric is not None and session.fabric.reason:
+                return _unread(session.fabric, session)
         what = "NIXL has not taken its metadata" if connection.layouts else "no engine registered"
         detail = f"{peer} is up, but {what} within {within_s:g} s"
         return bootstrap_failure(Cause.TIMEOUT, detail, pod)
@@ -76,6 +80,8 @@ class Routes:
                 raise told_differences(session)
             if session.theirs not in session.connection.layouts:
                 _refuse_vacant(session.connection, session.theirs)
+            if session.fabric is not None and session.fabric.broken:
+                raise _unread(session.fabric, session)
         complete = len(sessions) == len(self._peers.wanted(self._rank, connection))
         return sessions if complete and all(s.usable for s in sessions) else ()
 
@@ -85,6 +91,10 @@ class Routes:
             holder = self._peers.holder(connection, rank)
             if holder is not None:
                 yield holder.session(self._peers.pair(ours=self._rank.number, theirs=rank))
+
+
+def _unread(link: FabricLink, session: Session) -> TransferFailed:
+    return bootstrap_failure(Cause.TRANSPORT_ERROR, link.detail, session.peer.pod)
 
 
 def _refuse_vacant(connection: Connection, rank: int) -> None:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from disagg_transfer.agent.fabric_link import FabricLink
 from disagg_transfer.bond import Bond
 from disagg_transfer.codec import LENGTH, frame
 from disagg_transfer.contract import Role
@@ -54,7 +55,7 @@ class Session:
         self.pair = pair
         self.layout: Layout | None = None  # of the peer's engine; None while none is registered
         self.differences: tuple[Difference, ...] = ()
-        self.fabric_asked = self.fabric_loaded = False  # our lane for the peer's metadata
+        self.fabric: FabricLink | None = None  # decode: how our lane reads from the peer's
         self._connection = connection
 
     @property
@@ -78,12 +79,20 @@ class Session:
         return self.pair.prefill if self.peer.role is Role.PREFILL else self.pair.decode
 
     @property
-    def fabric_name(self) -> str:
-        return fabric_name(self.peer, self.theirs)
+    def usable(self) -> bool:
+        fabric = self.fabric
+        return self.layout is not None and not self.differences and fabric is not None and fabric.up
 
     @property
-    def usable(self) -> bool:
-        return self.layout is not None and not self.differences and self.fabric_loaded
+    def fabric_name(self) -> str:
+        """Of the peer's lane, as ours knows it."""
+        return self.fabric.name if self.fabric else fabric_name(self.peer, self.theirs)
+
+    @property
+    def meeting(self) -> bool:
+        """Its fabric is about to be loaded for the first time."""
+        known = self.fabric is not None and (self.fabric.met or self.fabric.reason)
+        return self.layout is not None and not self.differences and not known
 
     def vacate(self) -> None:
         """The peer's engine has gone, or is no longer a partner of ours."""

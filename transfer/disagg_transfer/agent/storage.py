@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from disagg_transfer.agent.pulse import Pulse
 from disagg_transfer.agent.quarantine import Quarantine
 from disagg_transfer.arena import ALIGNMENT, Extents, Memory, Span
 from disagg_transfer.contract import ENV_ARENA_BYTES, Cause, Stage
@@ -36,6 +37,7 @@ class Storage:
         self.memory = memory
         self._quarantine = Quarantine(limits, arena_bytes=memory.size)
         self._extents = Extents(memory.size)
+        self.freed = Pulse()
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
         self.late_settled = 0  # extents that came back from quarantine
@@ -86,6 +88,7 @@ class Storage:
         self._extents.free(span)
         self._spared.pop(span.number, None)
         self._grant()
+        self.freed.fire()
 
     @property
     def poison(self) -> str | None:
@@ -103,6 +106,7 @@ class Storage:
         self._extents.settle(span)
         self._quarantine.take(span)
         self._grant()
+        self.freed.fire()
 
     def write(self, span: Span, data: bytes) -> None:
         self.memory.write(span, data)
