@@ -18,6 +18,7 @@ from disagg_transfer.errors import TransferFailed
 
 REMEMBER_S: Final = 60.0  # how long an engine may be late to learn how a room ended
 MAX_CLAIMS: Final = 4096  # rooms wanted and not begun
+MAX_LEASES: Final = 16384  # rooms begun and not ended, or whose end the engine has not learned
 SWEEP_S: Final = 0.25
 _CLAIMED_STAGES: Final = (
     Stage.NOTIFY,
@@ -47,8 +48,8 @@ class LeaseBook:
         self._leases: dict[int, Lease] = {}
         self._claims: dict[int, list[Claim]] = {}  # for rooms not begun
         # No longer than the other copy of the request may be under way.
-        keep_s = timeouts.limit(Stage.BOOTSTRAP) + timeouts.limit(Stage.QUEUE)
-        self._given_up = Tombstones(keep_s=keep_s)
+        self._keep_s = timeouts.limit(Stage.BOOTSTRAP) + timeouts.limit(Stage.QUEUE)
+        self._given_up = Tombstones(keep_s=self._keep_s)
         self._orphans: dict[int, list[Span]] = {}  # by the epoch of the engine that may write there
 
     @property
@@ -78,6 +79,8 @@ class LeaseBook:
         failure = self._given_up.take(room)
         if failure is not None:
             raise failure
+        if len(self._leases) >= MAX_LEASES:
+            raise misuse(f"{MAX_LEASES} rooms have begun; wait for the release of some, or abort")
         now = self._now()
         self._leases[room] = Lease(room, now, now, claims=self._claims.pop(room, []))
 
@@ -176,6 +179,18 @@ class LeaseBook:
         if self._leases.get(lease.room) is lease:
             del self._leases[lease.room]
 
+    def _abandon(self, lease: Lease) -> None:
+        """Its engine never came to learn the end; what it writes, it may write still."""
+        if lease.written:
+            assert self.engine is not None
+            self._orphan(lease, self.engine, writer="an engine that never said it had stopped")
+        del self._leases[lease.room]
+
+    def _orphan(self, lease: Lease, engine: Engine, *, writer: str) -> None:
+        for span in lease.written.values():
+            self._storage.quarantine(span, writer=writer)
+        self._orphans.setdefault(engine.epoch, []).extend(lease.written.values())
+
     def lose_session(self, session: Session, failure: TransferFailed) -> None:
         for lease in self.leases:
             if any(claim.session is session for claim in lease.claims):
@@ -196,9 +211,7 @@ class LeaseBook:
         assert engine is not None
         for lease in self.leases:
             self.fail(lease, self.engine_lost(lease.stage))
-            for span in lease.written.values():
-                self._storage.quarantine(span, writer="an engine that is not connected")
-            self._orphans.setdefault(engine.epoch, []).extend(lease.written.values())
+            self._orphan(lease, engine, writer="an engine that is not connected")
         self._leases.clear()
         if not engine.lifeline.held:
             self.settle_orphans(engine.epoch)
@@ -233,13 +246,15 @@ class LeaseBook:
         for lease in self.leases:
             limit, failure = self._patience(lease)
             waited = now - lease.moved_at
-            if not lease.ended and lease.last_offered and waited > limit:
+            if not lease.ended and waited > limit and (lease.last_offered or not lease.claimed):
                 self.fail(lease, failure)
-            if lease.ended and not lease.written and waited > limit + REMEMBER_S:
-                del self._leases[lease.room]
+            if lease.ended and waited > limit + REMEMBER_S:
+                self._abandon(lease)
         self._given_up.sweep(now)
 
     def _patience(self, lease: Lease) -> tuple[float, TransferFailed]:
+        if not lease.claimed and not lease.last_offered:
+            return self._unfinished()
         if not lease.claimed:
             return self._unclaimed(lease)
         limit = sum(self._timeouts.limit(stage) for stage in _CLAIMED_STAGES) + _GRACE_S
@@ -247,6 +262,11 @@ class LeaseBook:
         return limit, TransferFailed(
             Cause.TIMEOUT, stage=lease.stage, detail=detail, peer_pod=lease.decode_pod
         )
+
+    def _unfinished(self) -> tuple[float, TransferFailed]:
+        """Its decode may be queueing itself; but not for longer than it may wait for prefill."""
+        detail = f"begun, and no decode agent claimed the room within {self._keep_s:g} s"
+        return self._keep_s, TransferFailed(Cause.TIMEOUT, stage=Stage.QUEUE, detail=detail)
 
     def _unclaimed(self, lease: Lease) -> tuple[float, TransferFailed]:
         limit = min(self._timeouts.limit(stage) for stage in (Stage.BOOTSTRAP, Stage.QUEUE))
