@@ -147,6 +147,9 @@ class Memory(Protocol):
 
     def digest(self, span: Span) -> bytes: ...
 
+    def close(self) -> None:
+        """NIXL has let go of it. BufferError while a part of it is in use."""
+
 
 class ArenaMemory:
     """A memfd that nobody can shrink, so a mapping of it can never fault."""
@@ -159,7 +162,8 @@ class ArenaMemory:
         os.ftruncate(self.fd, size)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
-        self.view = memoryview(mmap.mmap(self.fd, size))
+        self._mapping = mmap.mmap(self.fd, size)
+        self.view = memoryview(self._mapping)
         self.base = int(np.frombuffer(self.view, dtype=np.uint8).ctypes.data)
 
     def write(self, span: Span, data: bytes) -> None:
@@ -171,6 +175,11 @@ class ArenaMemory:
 
     def digest(self, span: Span) -> bytes:
         return xxhash.xxh3_128_digest(self._bytes_of(span))
+
+    def close(self) -> None:
+        self.view.release()
+        self._mapping.close()
+        os.close(self.fd)
 
     def _bytes_of(self, span: Span) -> memoryview:
         return self.view[span.offset : span.offset + span.nbytes]

@@ -45,6 +45,9 @@ class DeviceMemory:
         if span.nbytes:
             self._driver.zero(self.gpu, self.base + span.offset, span.nbytes)
 
+    def close(self) -> None:
+        """CUDA frees nothing that an engine may have open: it goes with this process."""
+
     def digest(self, span: Span) -> bytes:
         """xxh3 of the extent, as of host memory."""
         found = xxhash.xxh3_128()

@@ -61,7 +61,7 @@ class Lane:
     ) -> None:
         """`passive`: others read from this arena."""
         self._name = name
-        self._ucx, self._open_fabric = ucx, open_fabric
+        self._ucx = ucx
         self._open = partial(open_fabric, name, base=base, size=size, ucx=ucx, passive=passive)
         self._commands: queue.SimpleQueue[Read | _Call | None] = queue.SimpleQueue()
         self._queues: dict[str, PeerReads] = {}  # of peers with a read under way
@@ -89,10 +89,14 @@ class Lane:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a read may be under way."""
+        return bool(self._queues) or not self._commands.empty()
+
     def sibling(self, name: str, *, base: int, size: int) -> "Lane":
-        """A lane of the same transport that reads into other memory, to be started."""
-        ucx, open_fabric = self._ucx, self._open_fabric
-        return Lane(name, base=base, size=size, ucx=ucx, passive=False, open_fabric=open_fabric)
+        """A lane of the same transport that reads into other host memory, to be started."""
+        return Lane(name, base=base, size=size, ucx=self._ucx, passive=False)
 
     def close(self, *, timeout_s: float) -> None:
         self._commands.put(None)

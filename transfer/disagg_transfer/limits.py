@@ -19,6 +19,7 @@ class QuarantineLimits:
     share: float = 0.5  # of the arena, at once: the pod could not serve much with the rest
     lasting_share: float = 0.1  # of the arena, by reads older than lasting_s: it keeps growing
     lasting_s: float = 120.0  # far past what TCP (5 s) or RDMA (21 s) take to give up on a peer
+    remake_s: float = 60.0  # poisoned for longer, a lane is made anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +41,13 @@ class CreditLimits:
 
 def quarantine_limits(env: Mapping[str, str]) -> QuarantineLimits:
     name = contract.ENV_QUARANTINE
-    value = _object(env, name, ("share", "lastingShare", "lastingSeconds"))
+    value = _object(env, name, ("share", "lastingShare", "lastingSeconds", "remakeSeconds"))
     plain = QuarantineLimits()
     return QuarantineLimits(
         share=_within(name, value, "share", plain.share, high=1.0),
         lasting_share=_within(name, value, "lastingShare", plain.lasting_share, high=1.0),
         lasting_s=_within(name, value, "lastingSeconds", plain.lasting_s),
+        remake_s=_within(name, value, "remakeSeconds", plain.remake_s),
     )
 
 

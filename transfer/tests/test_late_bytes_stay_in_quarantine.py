@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import urllib.error
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +104,54 @@ def test_a_stopped_peer_s_bytes_land_late_and_only_then_is_their_extent_free(
     kit.until(lambda: late.decode.report().ready)
     late.items = {"kv": 20}  # all of it within half a second is more than a busy machine promises
     late.round_trip(next(rooms))
+
+
+def mappings_of_arenas(agent):
+    maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
+    return sum("memfd:disagg-arena" in line for line in maps.splitlines())
+
+
+def test_a_lane_that_stays_poisoned_is_made_anew_and_late_bytes_find_the_old_one(
+    tmp_path, rooms, kit
+):
+    limits = {"default": 30, "stages": {"wire": 2.0}}
+    # Samples would write into the arenas that are looked at here.
+    env = {
+        "UCX_TLS": "tcp",
+        "DISAGG_PREFLIGHT": "off",
+        "DISAGG_QUARANTINE": '{"remakeSeconds": 0.5}',
+    }
+    both = {"arena_bytes": ARENA, "timeouts": limits, "env": env, "integrity": "off"}
+    parts = (kit.part("kv", item_bytes=MIB),)
+    with (
+        kit.agents(tmp_path, parts=parts, both=both) as pair,
+        LocalAgent(tmp_path / "other", role="prefill", pod="other", arena_bytes=ARENA) as other,
+    ):
+        pair.items = {"kv": BIG}
+        engine, peer = kit.connect(other, "prefill", parts), f"127.0.0.1:{other.control_port}"
+        old, payload = arena_of(pair.d), pair.payloads()["kv"]
+        room = next(rooms)
+        pair.offer(room, {"kv": payload})
+        pulled = kit.in_thread(pair.pull, room)
+        kit.until(lambda: old[:PAGE] == payload[:PAGE], every_s=0.001)
+        with stopped(pair.prefill):
+            with pytest.raises(TransferFailed):
+                pulled.result(8)
+            kit.until(lambda: pair.decode.report().arena.unsettled == BIG * MIB)
+            assert pair.d.lost.wait(5)
+            before = bytes(old[: BIG * MIB])
+            pair.d.close()
+            pair.d = kit.connect(pair.decode, "decode", parts)
+            new = arena_of(pair.d)
+            assert pair.decode.report().arena.used == 0
+            move(pair.d, engine, peer=peer, room=next(rooms), items=120)
+            moved = bytes(new)
+            assert pair.decode.get("/livez") == b"ok\n"
+            assert mappings_of_arenas(pair.decode) == 2
+        kit.until(lambda: mappings_of_arenas(pair.decode) == 1, within_s=20)
+        assert changed_pages(before, bytes(old[: BIG * MIB])), "nothing landed late"
+        assert bytes(new) == moved
+        engine.close()
+        pair.p.abort(room, "done")
+        kit.until(lambda: pair.decode.report().ready)
+        pair.round_trip(next(rooms))

@@ -35,7 +35,7 @@ class Admin:
         *,
         report: Callable[[], Report],
         ports: Callable[[], dict[str, int]],
-        desks: Mapping[int, Desk],  # by rank
+        desks: Callable[[], Mapping[int, Desk]],  # by rank
         faults: Faults,
         changes: Changes,
         refused: Callable[[str], None],
@@ -82,7 +82,7 @@ class Admin:
     def _transfers(self) -> list[dict[str, Any]]:
         return [
             {"rank": rank, **asdict(sight)}
-            for rank, desk in self._desks.items()
+            for rank, desk in self._desks().items()
             for sight in desk.sights
         ]
 

@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Coroutine
+from contextlib import AbstractContextManager
 from random import Random
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from disagg_transfer.agent.peers import Peers
 from disagg_transfer.agent.prefill import Prefill
 from disagg_transfer.agent.preflight import Preflight, Surroundings
 from disagg_transfer.agent.rank import Rank
+from disagg_transfer.agent.renewal import Renewal
 from disagg_transfer.agent.routes import Routes
 from disagg_transfer.agent.samples import Samples
 from disagg_transfer.agent.transports import Transports
@@ -84,6 +86,10 @@ class Agent:
         self._peers.adopt(self._ranks)
         self._sampling = self._make_sampling()
         self._peers.sampling = self._sampling
+        self._sweeps: dict[int, asyncio.Task[None]] = {}
+        self._renewal = Renewal(
+            self._ranks.values(), remake_s=settings.quarantine.remake_s, surroundings=self
+        )
         self._refusals: dict[int, str] = {}  # why the newest engine of a rank was not taken
         self._started = False
         self._http = Http(
@@ -120,12 +126,14 @@ class Agent:
 
     @property
     def _alive(self) -> bool:
-        return all(rank.lane.alive for rank in self._ranks.values())
+        """What only a restart mends makes the kubelet restart the container."""
+        alive = all(rank.lane.alive for rank in self._ranks.values())
+        return alive and not self._renewal.hopeless
 
     def _make_sampling(self) -> Samples | Preflight:
         if self._us.role is Role.PREFILL:
             return Samples(
-                {number: rank.storage for number, rank in self._ranks.items()},
+                lambda number: self._ranks[number].storage,
                 connections=lambda: self._peers.connections,
             )
         around = Surroundings(
@@ -160,7 +168,7 @@ class Agent:
         def refused(reason: str) -> None:
             self._metrics.engine_refusals.labels(reason).inc()
 
-        sockets = EngineSocket(
+        self._sockets = EngineSocket(
             role=settings.role,
             state_types=settings.state_types,
             ranks=self._ranks,
@@ -170,7 +178,7 @@ class Agent:
         admin = Admin(
             report=self.report,
             ports=lambda: {"control": self._listener.port, "http": self._http.port},
-            desks={number: rank.desk for number, rank in self._ranks.items()},
+            desks=lambda: {number: rank.desk for number, rank in self._ranks.items()},
             faults=self._faults,
             changes=self._changes,
             refused=refused,
@@ -180,21 +188,26 @@ class Agent:
         return (
             self._changes.run(),
             self._http.run(settings.http_port),
-            sockets.run(settings.socket),
+            self._sockets.run(settings.socket),
             admin.run(settings.admin_socket),
             self._watch(),
             self._ring.run(lambda: self._peers.connections),
             self._transports.run(),
             self._sampling.run(),
+            self._renewal.run(),
             mine,
         )
 
     async def _serve_prefill(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listener.run(self._settings.control_port))
+        async with asyncio.TaskGroup() as self._group:
+            self._group.create_task(self._listener.run(self._settings.control_port))
             for rank in self._ranks.values():
-                if isinstance(rank.desk, Prefill):
-                    group.create_task(rank.desk.run())
+                self._sweep(rank)
+
+    def _sweep(self, rank: Rank) -> None:
+        """Prefill's desk expires what nobody comes for, as long as it is the rank's."""
+        if isinstance(rank.desk, Prefill):
+            self._sweeps[rank.number] = self._group.create_task(rank.desk.run())
 
     async def _watch(self) -> None:
         """Readiness may change without a message (DNS, quarantine); readers are woken."""
@@ -207,6 +220,23 @@ class Agent:
                 before = now
                 self._changes.touch()
             await asyncio.sleep(0.25)
+
+    # -- a lane is made anew
+
+    def opened(self) -> AbstractContextManager[None]:
+        return self._transports.opened()
+
+    async def evict(self, rank: Rank) -> None:
+        await self._sockets.evict(rank)
+
+    def detach(self, rank: Rank) -> None:
+        self._peers.detach(rank)
+        if rank.number in self._sweeps:
+            self._sweeps.pop(rank.number).cancel()
+
+    def attach(self, rank: Rank) -> None:
+        rank.desk = self._make_desk(rank)
+        self._sweep(rank)
 
     # -- the engine comes and goes
 

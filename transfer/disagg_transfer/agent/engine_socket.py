@@ -96,6 +96,13 @@ class EngineSocket:
     async def run(self, path: Path) -> None:
         await serve(await listen_private(path, self._accept))
 
+    async def evict(self, rank: Rank) -> None:
+        """Disconnect the engine of a rank, if there is one; return when it is gone."""
+        seat = self._seats[rank.number]
+        while seat.writer is not None:
+            seat.writer.transport.abort()
+            await seat.vacant.wait()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not same_user(writer):
             self._refused("user")
@@ -105,7 +112,7 @@ class EngineSocket:
             async with asyncio.timeout(_REGISTER_S):
                 register = _first(await self._read(reader))
             parts, seat = self._examine(register), self._seat(register)
-            await _vacate(seat, register.instance)
+            await _enter(seat, register.instance)
         except RegistrationError as error:
             await self._reject(register, writer, error)
         except (WireError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
@@ -139,7 +146,8 @@ class EngineSocket:
         try:
             _send_arena(call, rank, engine, writer)
         finally:
-            engine.lifeline.watch(lambda: rank.desk.engine_unmapped(engine))
+            desk = rank.desk  # the one that has the arena it maps
+            engine.lifeline.watch(lambda: desk.engine_unmapped(engine))
         self._registrar.engine_registered(rank, engine)
         try:
             while True:
@@ -295,6 +303,13 @@ def _parts(register: Register) -> dict[str, ComponentLayout]:
     if not parts:
         raise RegistrationError("components: none; register at least one")
     return parts
+
+
+async def _enter(seat: _Seat, instance: str) -> None:
+    """Return when the seat is empty, and its rank's lane not just being made anew."""
+    while not seat.rank.open.is_set() or seat.writer is not None:
+        await seat.rank.open.wait()
+        await _vacate(seat, instance)
 
 
 async def _vacate(seat: _Seat, instance: str) -> None:

@@ -150,7 +150,9 @@ class Peers:
 
     def _met(self, connection: Connection, layout: Layout) -> None:
         expected = fabric_name(connection.peer, layout.rank)
-        if layout.rank not in connection.peer.held or layout.fabric_name != expected:
+        anew = layout.fabric_name.removeprefix(f"{expected}/").isdecimal()  # its generation
+        named = anew or layout.fabric_name == expected
+        if layout.rank not in connection.peer.held or not named:
             connection.close(
                 f"its rank {layout.rank} has a NIXL agent called {layout.fabric_name!r}; its "
                 f"handshake says ranks {list(connection.peer.held)} and {expected!r}"
@@ -248,6 +250,16 @@ class Peers:
     def _notice(self) -> None:
         self.pulse.fire()
         self._changes.touch()
+
+    def detach(self, rank: Rank) -> None:
+        """Its lane is to be made anew: no session reads with the one it has."""
+        for session in self.sessions:
+            if session.ours == rank.number and session.fabric is not None:
+                session.fabric.close()
+                session.fabric = None
+            if session.ours == rank.number and self.sampling is not None:
+                self.sampling.on_session_lost(session)
+        self._notice()
 
     @property
     def reads_waiting(self) -> int:

@@ -1,7 +1,9 @@
 """What this pod has for each of its engine ranks: an arena, a lane, an engine and its desk."""
 
+import asyncio
+
 from disagg_transfer.agent.engine import Desk, Engine
-from disagg_transfer.agent.memory import fabric_of, open_memory
+from disagg_transfer.agent.memory import RankMemory, fabric_of, open_memory
 from disagg_transfer.agent.session import fabric_name
 from disagg_transfer.agent.storage import Storage
 from disagg_transfer.contract import Role
@@ -17,19 +19,36 @@ class Rank:
 
     def __init__(self, number: int, *, us: Identity, settings: Settings) -> None:
         self.number = number
-        local = number - us.held.start
-        self.memory = open_memory(settings.arena_memory, settings.arena_bytes, local_rank=local)
+        self._local = number - us.held.start
+        self._us, self._settings = us, settings
+        self._generation = 0
+        self.engine: Engine | None = None
+        self.open = asyncio.Event()  # for engines
+        self.open.set()
+        self.memory, self.lane = self._make()
         self.storage = Storage(self.memory, limits=settings.quarantine)
-        self.lane = Lane(
-            fabric_name(us, number),
-            base=self.memory.base,
-            size=self.memory.size,
+        self.metadata = b""  # of the lane, once it has started
+
+    def _make(self) -> tuple[RankMemory, Lane]:
+        settings = self._settings
+        memory = open_memory(settings.arena_memory, settings.arena_bytes, local_rank=self._local)
+        lane = Lane(
+            fabric_name(self._us, self.number, generation=self._generation),
+            base=memory.base,
+            size=memory.size,
             ucx=settings.ucx,
             passive=settings.role is Role.PREFILL,
-            open_fabric=fabric_of(self.memory),
+            open_fabric=fabric_of(memory),
         )
-        self.metadata = b""  # of the lane, once it has started
-        self.engine: Engine | None = None
+        return memory, lane
+
+    async def renew(self, *, timeout_s: float) -> None:
+        """Another arena and another lane; whoever uses the old ones keeps them."""
+        self._generation += 1
+        memory, lane = self._make()
+        self.metadata = await asyncio.to_thread(lane.start, timeout_s=timeout_s)
+        self.memory, self.lane = memory, lane
+        self.storage = Storage(memory, limits=self._settings.quarantine)
 
     def start(self, *, timeout_s: float) -> None:
         """Blocks until NIXL is up; FabricError when it is not in time."""

@@ -4,7 +4,7 @@ Decode is told which other decode pods there are, too, so that all of them choos
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from disagg_transfer.agent.session import Connection, Session
@@ -33,11 +33,11 @@ class Samples:
 
     def __init__(
         self,
-        storages: Mapping[int, Storage],  # by rank
+        storage: Callable[[int], Storage],  # of a rank
         *,
         connections: Callable[[], Iterable[Connection]],
     ) -> None:
-        self._storages, self._connections = storages, connections
+        self._storage, self._connections = storage, connections
         self._held: dict[Session, asyncio.Task[None]] = {}
         self._done: dict[Session, tuple[int, asyncio.Event]] = {}
 
@@ -77,7 +77,7 @@ class Samples:
         task.add_done_callback(lambda _: self._held.pop(session, None))
 
     async def _hold(self, session: Session, wanted: SampleWanted) -> None:
-        storage = self._storages[session.ours]
+        storage = self._storage(session.ours)
         span = storage.spare(wanted.nbytes)
         if span is None:
             detail = f"no {wanted.nbytes} bytes of the arena are idle"

@@ -225,9 +225,12 @@ class Connection:
                 return
 
 
-def fabric_name(identity: Identity, rank: int) -> str:
-    """NIXL's name of a lane: a restarted agent's is another, so its old metadata never serves."""
-    return f"{identity.namespace}/{identity.pod}/{identity.incarnation}/{rank}"
+def fabric_name(identity: Identity, rank: int, *, generation: int = 0) -> str:
+    """NIXL's name of a lane: a restarted agent's is another, so its old metadata never serves,
+    and so is that of a lane that was made anew.
+    """
+    name = f"{identity.namespace}/{identity.pod}/{identity.incarnation}/{rank}"
+    return f"{name}/{generation}" if generation else name
 
 
 async def greet(
