@@ -42,7 +42,7 @@ async def book(monkeypatch):
     book = LeaseBook(
         pod="prefill-0",
         storage=storage,
-        outcomes=Outcomes(Metrics(), Changes()),
+        outcomes=Outcomes(Metrics(()), Changes()),
         timeouts=Timeouts(default_s=LIMIT_S, stages={}, state_types={}),
         decoders=lambda: 1,
     )
