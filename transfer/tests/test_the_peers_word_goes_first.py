@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 from disagg_transfer.accounting import Part
+from disagg_transfer.agent.credits import Credits
 from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.landing import Landing, Source, Tools
 from disagg_transfer.agent.storage import Storage
@@ -13,7 +14,7 @@ from disagg_transfer.deadlines import Timeouts
 from disagg_transfer.errors import TransferFailed
 from disagg_transfer.integrity import Sampling
 from disagg_transfer.lane import ReadEvent
-from disagg_transfer.limits import QuarantineLimits
+from disagg_transfer.limits import CreditLimits, QuarantineLimits
 from disagg_transfer.protocol import Offer
 
 PART = Part(component="kv", state_type="kv", item_bytes=4096, items=1)
@@ -80,8 +81,10 @@ def land_wrong_bytes():
         integrity=Sampling(mode=Integrity.ALWAYS, rate=0.5),
     )
     request.landing = Landing(request, tools=tools, begun_at=0.0)
-    session = SimpleNamespace(fabric_name="n", ended=ended, peer=SimpleNamespace(pod="prefill"))
-    request.landing.begin(Source(session=session, layout=SimpleNamespace(arena_base=0)))
+    session = SimpleNamespace(ended=ended, peer=SimpleNamespace(pod="prefill"))
+    fabric = SimpleNamespace(name="n", credits=Credits(CreditLimits()), read_succeeded=lambda: None)
+    layout = SimpleNamespace(arena_base=0)
+    request.landing.begin(Source(session=session, layout=layout, fabric=fabric))
     request.landing.fetch(OFFER, PART)
     return request, ended, storage
 
