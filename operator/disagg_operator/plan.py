@@ -28,9 +28,11 @@ from disagg_operator.step import (
     Restarts,
     Step,
     deleted,
+    draining,
     gone,
     groups_wanted,
     is_routed,
+    pods_wanted,
     ready_among,
     revisions,
 )
@@ -206,7 +208,7 @@ def _key(step: Step) -> Iterator[Intent]:
         for role in names.ROLES
         for pod in step.observed.role_pods(role, revision=step.update)
     ]
-    if all(started) and len(started) >= _pods_wanted(step.deployment):
+    if all(started) and len(started) >= pods_wanted(step.deployment):
         return
     yield EnsureKey(
         name=names.key_secret_name(step.deployment.name, revision=step.update),
@@ -216,11 +218,6 @@ def _key(step: Step) -> Iterator[Intent]:
         ),
         reason="pods of the revision need it to start",
     )
-
-
-def _pods_wanted(deployment: Deployment) -> int:
-    specs = [deployment.spec.role(role) for role in names.ROLES]
-    return sum(spec.replicas * spec.nodes_per_replica for spec in specs)
 
 
 def _pods(step: Step) -> Iterator[Intent]:
@@ -287,7 +284,6 @@ def _router_outdated(step: Step) -> bool:
     router = step.router
     if router is None or not step.routed:
         return False
-    ending = step.observed.role_pods(names.ROUTER, revision=step.update)
-    if any(pod.deleting for pod in ending):
+    if draining(step.observed, revision=step.update):
         return True
     return router.ready > 0 and (not router.settled or any(True for _ in _router(step)))

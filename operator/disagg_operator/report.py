@@ -23,7 +23,7 @@ from disagg_operator.observe import AgentView, Observed
 from disagg_operator.plan import Plan, Progress
 from disagg_operator.preflight import preflight_finding
 from disagg_operator.render.routers import router_url
-from disagg_operator.step import Restarts, ready_among, revisions
+from disagg_operator.step import Restarts, pods_wanted, ready_among, revisions
 from disagg_operator.tally import Tally
 from disagg_operator.timestamps import seconds, timestamp_s
 from disagg_operator.transfers import Traffic, transfer_finding, transfer_status
@@ -88,7 +88,7 @@ def status_of(moment: Moment) -> DisaggDeploymentStatus:
     transfer = transfer_status(
         moment.traffic,
         state_types=deployment.spec.model.state_types,
-        expected=_agents_expected(deployment),
+        expected=pods_wanted(deployment),
     )
     roles = [_role(moment, role) for role in names.ROLES]
     return DisaggDeploymentStatus(
@@ -279,11 +279,6 @@ def _phase(moment: Moment, findings: Mapping[str, Finding]) -> str:
     groups = sum(_role(moment, role).ready for role in names.ROLES)
     fresh = moment.previous.phase == names.PHASE_PENDING and groups == 0
     return names.PHASE_PENDING if fresh else names.PHASE_PROGRESSING
-
-
-def _agents_expected(deployment: Deployment) -> int:
-    specs = (deployment.spec.role(role) for role in names.ROLES)
-    return sum(spec.replicas * spec.nodes_per_replica for spec in specs)
 
 
 def _role(moment: Moment, role: str) -> RoleStatus:

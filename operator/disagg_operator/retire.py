@@ -17,6 +17,7 @@ from disagg_operator.rollout import Side
 from disagg_operator.step import (
     Step,
     deleted,
+    draining,
     gone,
     is_routed,
     present_groups,
@@ -98,7 +99,9 @@ def _trimmed(step: Step, revision: str, kept: Kept) -> Iterator[Intent]:
         )
         changes = list(applied(Kind.DEPLOYMENT, body, step.observed.routers)) if surplus else []
         yield from changes
-        if router.ready and (changes or not router.settled or _draining(step, revision)):
+        if router.ready and (
+            changes or not router.settled or draining(step.observed, revision=revision)
+        ):
             return
     for pod in surplus:
         yield deleted(pod, f"revision {revision} makes room")
@@ -117,11 +120,6 @@ def _ended(step: Step, revision: str) -> Iterator[Intent]:
     for service in step.observed.services.values():
         if service.role in names.ROLES and service.revision == revision:
             yield gone(Kind.SERVICE, service, reason)
-
-
-def _draining(step: Step, revision: str) -> bool:
-    """A router process that was told to end still has requests in hand."""
-    return any(pod.deleting for pod in step.observed.role_pods(names.ROUTER, revision=revision))
 
 
 def _pods(step: Step, revision: str) -> list[PodRecord]:

@@ -61,6 +61,17 @@ def groups_wanted(deployment: Deployment) -> int:
     return sum(deployment.spec.role(role).replicas for role in names.ROLES)
 
 
+def pods_wanted(deployment: Deployment) -> int:
+    """Prefill and decode pods of one whole revision; each has an agent."""
+    specs = [deployment.spec.role(role) for role in names.ROLES]
+    return sum(spec.replicas * spec.nodes_per_replica for spec in specs)
+
+
+def draining(observed: Observed, *, revision: str) -> bool:
+    """A router process that was told to end still has requests in hand."""
+    return any(pod.deleting for pod in observed.role_pods(names.ROUTER, revision=revision))
+
+
 def group_ready(pods: Iterable[PodRecord], *, size: int) -> bool:
     """Every rank is there and ready; one that is being deleted counts no more."""
     ready = {pod.rank for pod in pods if pod.ready and not pod.deleting}

@@ -18,12 +18,9 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
-    """Arena memory for one chunk. Write to it, offer it, then never touch it again."""
+class ArenaBytes:
+    """A stretch of the arena, wherever that is."""
 
-    extent: int
-    room: int
-    nbytes: int
     view: memoryview  # empty where the arena is on a GPU
     on_gpu: Any = None  # a tensor of bytes there, else None
 
@@ -34,7 +31,16 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class Extent(ArenaBytes):
+    """Arena memory for one chunk. Write to it, offer it, then never touch it again."""
+
+    extent: int
+    room: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk(ArenaBytes):
     """Items [first, first + items) of a component, laid out [tensor][item][bytes].
 
     `view` is valid until the next chunk is asked for. The first `skip` items are below `have`.
@@ -47,13 +53,6 @@ class Chunk:
     first: int
     items: int
     skip: int
-    view: memoryview  # empty where the arena is on a GPU
-    on_gpu: Any = None  # a tensor of bytes there, else None
-
-    @property
-    def memory(self) -> Any:
-        """What Pages takes, wherever the arena is."""
-        return self.view if self.on_gpu is None else self.on_gpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
