@@ -181,6 +181,14 @@ REFUSED = {
         {**H200, "roles": {"prefill": H200_ROLE, "decode": {**H200_ROLE, "args": ["--tp-size=4"]}}},
         ["roles.decode.args", "--tp-size=4", "remove"],
     ),
+    "the meeting point of ranks by its older name": (
+        {**H200, "engine": {**H200["engine"], "args": ["--nccl-init-addr", "a:1"]}},
+        ["engine.args", "--nccl-init-addr", "remove"],
+    ),
+    "attention of data parallel ranks beside parallelism.dp": (
+        {**H200, "engine": {**H200["engine"], "args": ["--enable-dp-attention"]}},
+        ["engine.args", "--enable-dp-attention", "remove"],
+    ),
     "an owned flag of SGLang for both roles": (
         {**H200, "engine": {**H200["engine"], "args": ["--nnodes"]}, "roles": H200_ROLES},
         ["engine.args", "--nnodes", "remove"],

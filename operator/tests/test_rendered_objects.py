@@ -48,7 +48,10 @@ def objects(deployment, images):
     for role in ROLES:
         yield render.peer_service(deployment, role=role, revision=revision)
     for role in ROLES:
-        yield render.pod(deployment, role=role, group=0, rank=0, revision=revision, images=images)
+        for rank in range(deployment.spec.role(role).nodes_per_replica):
+            yield render.pod(
+                deployment, role=role, group=0, rank=rank, revision=revision, images=images
+            )
     yield render.router_deployment(deployment, revision=revision, images=images)
     yield render.router_service(deployment)
     for role in ROLES:

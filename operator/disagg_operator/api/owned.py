@@ -27,6 +27,8 @@ OWNED_FLAGS: dict[str, tuple[str, ...]] = {
         "--nnodes",
         "--node-rank",
         "--dist-init-addr",
+        "--nccl-init-addr",
+        "--enable-dp-attention",
         "--tp-size",
         "--tensor-parallel-size",
         "--tp",
