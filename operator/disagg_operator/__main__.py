@@ -136,9 +136,10 @@ async def operate(
 
 
 async def _until_served(gateway: Gateway) -> None:
-    """A chart installs the CRD and the operator at once; the CRD takes a moment to be served."""
+    """A chart installs the CRDs and the operator at once; a CRD takes a moment to be served."""
     while not await gateway.serves_resource():
-        logger.info("waiting for the CRD %s.%s to be served", names.PLURAL, names.GROUP)
+        kinds = f"{names.PLURAL} and {names.SCALER_PLURAL}"
+        logger.info("waiting for the CRDs %s of %s to be served", kinds, names.GROUP)
         await asyncio.sleep(CRD_RECHECK_S)
 
 

@@ -9,7 +9,15 @@ from disagg_operator import render
 from disagg_operator.api.resource import Deployment
 from disagg_operator.errors import AlreadyExistsError, ApiError
 from disagg_operator.expectations import Expectations
-from disagg_operator.intents import Apply, CreatePod, Delete, EnsureKey, Intent
+from disagg_operator.intents import (
+    Apply,
+    CreatePod,
+    CreateScaler,
+    Delete,
+    EnsureKey,
+    Intent,
+    TellScaler,
+)
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.observe import Observed
 from disagg_operator.plan import Plan
@@ -19,6 +27,7 @@ class Writer(Protocol):
     """The part of the gateway that a plan needs."""
 
     async def apply(self, kind: Kind, body: Json) -> Json: ...
+    async def apply_status(self, body: Json, *, kind: Kind) -> Json: ...
     async def create(self, kind: Kind, body: Json) -> Json: ...
     async def delete(
         self, kind: Kind, *, namespace: str, name: str, uid: str, force: bool
@@ -75,7 +84,11 @@ class Execution:
             case Apply():
                 return self._apply(intent)
             case CreatePod():
-                return self._create_pod(intent)
+                return self._create(Kind.POD, intent.body)
+            case CreateScaler():
+                return self._create(Kind.SCALER, intent.body)
+            case TellScaler():
+                return self._tell_scaler(intent)
             case EnsureKey():
                 return self._ensure_key(intent)
             case Delete():
@@ -90,15 +103,20 @@ class Execution:
             self._service_uids[intent.name] = answer["metadata"]["uid"]
         return True
 
-    async def _create_pod(self, intent: CreatePod) -> bool:
-        """A name that is taken is either ours, on its way through the watch, or that of a pod of
-        a deleted resource; its end wakes us.
+    async def _create(self, kind: Kind, body: Json) -> bool:
+        """A name that is taken is either ours, on its way through the watch, or that of an object
+        of a deleted resource; its end wakes us.
         """
         try:
-            answer = await self.writer.create(Kind.POD, intent.body)
+            answer = await self.writer.create(kind, body)
         except AlreadyExistsError:
             return False
-        self.expectations.written(Kind.POD, answer, now=self.clock())
+        self.expectations.written(kind, answer, now=self.clock())
+        return True
+
+    async def _tell_scaler(self, intent: TellScaler) -> bool:
+        answer = await self.writer.apply_status(intent.body, kind=Kind.SCALER)
+        self.expectations.written(Kind.SCALER, answer, now=self.clock())
         return True
 
     async def _ensure_key(self, intent: EnsureKey) -> bool:

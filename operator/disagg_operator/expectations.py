@@ -15,17 +15,19 @@ from disagg_operator.observe import (
     Observed,
     PodRecord,
     RouterRecord,
+    ScalerRecord,
     ServiceRecord,
     guard_record,
     pod_record,
     router_record,
+    scaler_record,
     service_record,
 )
 
 LIMIT_S = 5.0
 _GUARDS = frozenset({Kind.DISRUPTION_BUDGET, Kind.NETWORK_POLICY})
-_Record = PodRecord | ServiceRecord | RouterRecord | GuardRecord
-_R = TypeVar("_R", PodRecord, ServiceRecord, RouterRecord, GuardRecord)
+_Record = PodRecord | ServiceRecord | RouterRecord | GuardRecord | ScalerRecord
+_R = TypeVar("_R", PodRecord, ServiceRecord, RouterRecord, GuardRecord, ScalerRecord)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ class Expectations:
             services=self._merged({Kind.SERVICE}, observed.services),
             routers=self._merged({Kind.DEPLOYMENT}, observed.routers),
             guards=self._merged(_GUARDS, observed.guards),
+            scalers=self._merged({Kind.SCALER}, observed.scalers),
         )
 
     def next_deadline(self) -> float | None:
@@ -67,6 +70,7 @@ class Expectations:
             Kind.POD: observed.pods,
             Kind.SERVICE: observed.services,
             Kind.DEPLOYMENT: observed.routers,
+            Kind.SCALER: observed.scalers,
             **dict.fromkeys(_GUARDS, observed.guards),
         }
         self._by_name = {
@@ -93,6 +97,8 @@ def _read(kind: Kind, answer: Json) -> _Record:
         return pod_record(answer)
     if kind in _GUARDS:
         return guard_record(answer, kind=kind)
+    if kind is Kind.SCALER:
+        return scaler_record(answer)
     return service_record(answer) if kind is Kind.SERVICE else router_record(answer)
 
 
@@ -110,4 +116,15 @@ def _met(item: _Expected, seen: _Record | None) -> bool:
         return False
     if isinstance(item.record, PodRecord):
         return True
+    if isinstance(item.record, ScalerRecord):
+        return _as_told(seen, item.record)
     return seen.uid != item.uid or getattr(seen, "intent", "") == item.record.intent
+
+
+def _as_told(seen: _Record, told: ScalerRecord) -> bool:
+    """The watch has brought back what we wrote, whatever others wrote into its spec since."""
+    return isinstance(seen, ScalerRecord) and (
+        seen.uid,
+        seen.told_replicas,
+        seen.told_selector,
+    ) == (told.uid, told.told_replicas, told.told_selector)

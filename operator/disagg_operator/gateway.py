@@ -103,8 +103,8 @@ class Gateway:
         """Server-side apply of the whole intent; what we gave up is removed by the server."""
         return await self._ask(_apply(kind, body, subresource=""))
 
-    async def apply_status(self, body: Json) -> Json:
-        return await self._ask(_apply(Kind.RESOURCE, body, subresource="/status"))
+    async def apply_status(self, body: Json, *, kind: Kind = Kind.RESOURCE) -> Json:
+        return await self._ask(_apply(kind, body, subresource="/status"))
 
     async def create(self, kind: Kind, body: Json) -> Json:
         path = kind.path(body["metadata"]["namespace"])
@@ -136,14 +136,15 @@ class Gateway:
             return
 
     async def serves_resource(self) -> bool:
-        """Whether the CRD is installed and established."""
+        """Whether both CRDs are installed and established."""
         path = f"/apis/{names.API_VERSION}"
         request = _Request(verb="discover", method="GET", kind=Kind.RESOURCE, path=path)
         try:
             answer = await self._ask(request)
         except ApiNotFoundError:
             return False
-        return any(item.get("name") == names.PLURAL for item in answer.get("resources", ()))
+        served = {item.get("name") for item in answer.get("resources", ())}
+        return {names.PLURAL, names.SCALER_PLURAL} <= served
 
     async def _ask(self, request: _Request) -> Json:
         for attempt in range(self._attempts):

@@ -20,6 +20,7 @@ from disagg_operator.observe import (
     owner_key,
     pod_record,
     router_record,
+    scaler_record,
     service_record,
 )
 from disagg_operator.reports import Owner
@@ -33,7 +34,8 @@ _SERVICES = ("", "v1", "services")
 _DEPLOYMENTS = ("apps", "v1", "deployments")
 _BUDGETS = ("policy", "v1", "poddisruptionbudgets")
 _POLICIES = ("networking.k8s.io", "v1", "networkpolicies")
-_CHILDREN = (_PODS, _SERVICES, _DEPLOYMENTS, _BUDGETS, _POLICIES)
+_SCALERS = (names.GROUP, names.VERSION, names.SCALER_PLURAL)
+_CHILDREN = (_PODS, _SERVICES, _DEPLOYMENTS, _BUDGETS, _POLICIES, _SCALERS)
 _RESOURCE = (names.GROUP, names.VERSION, names.PLURAL)
 
 
@@ -43,6 +45,7 @@ def registry_of(runtime: Runtime) -> kopf.OperatorRegistry:
     _register_index(registry, _PODS, "pods", pod_record)
     _register_index(registry, _SERVICES, "services", service_record)
     _register_index(registry, _DEPLOYMENTS, "routers", router_record)
+    _register_index(registry, _SCALERS, "scalers", scaler_record)
     for source, kind in (
         (_BUDGETS, Kind.DISRUPTION_BUDGET),
         (_POLICIES, Kind.NETWORK_POLICY),
@@ -126,6 +129,7 @@ def _register_daemon(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
                     for index in (_BUDGETS[2], _POLICIES[2])
                     for guard in kwargs[index].get(resource.owner, ())
                 ),
+                scalers=tuple(kwargs["scalers"].get(resource.owner, ())),
             )
 
         def deleted() -> bool:

@@ -21,6 +21,24 @@ class CreatePod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CreateScaler:
+    """Made once; what is in its spec is somebody else's from then on."""
+
+    body: Json = field(repr=False)
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TellScaler:
+    """The whole status of a scaler."""
+
+    body: Json = field(repr=False)
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnsureKey:
     """The Secret of a revision; it belongs to the revision's Service, and goes with it."""
 
@@ -40,4 +58,4 @@ class Delete:
     force: bool = False  # its node is dead: do not wait for the kubelet
 
 
-Intent = Apply | CreatePod | EnsureKey | Delete
+Intent = Apply | CreatePod | CreateScaler | TellScaler | EnsureKey | Delete

@@ -33,6 +33,7 @@ class Kind(Enum):
     NETWORK_POLICY = ("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
     EVENT = ("events.k8s.io/v1", "Event", "events")
     LEASE = ("coordination.k8s.io/v1", "Lease", "leases")
+    SCALER = (names.API_VERSION, names.SCALER_KIND, names.SCALER_PLURAL)
     RESOURCE = (names.API_VERSION, names.KIND, names.PLURAL)
 
     def __init__(self, api_version: str, kind: str, plural: str) -> None:

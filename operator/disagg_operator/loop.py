@@ -26,6 +26,7 @@ from disagg_operator.observe import (
     Observed,
     PodRecord,
     RouterRecord,
+    ScalerRecord,
     ServiceRecord,
     observe,
 )
@@ -43,6 +44,7 @@ from disagg_operator.report import (
 )
 from disagg_operator.reports import Target
 from disagg_operator.runtime import Runtime
+from disagg_operator.scaling import scaled
 from disagg_operator.tally import Tally, advance
 from disagg_operator.transfers import next_change_s
 
@@ -62,6 +64,7 @@ class Snapshot:
     services: tuple[ServiceRecord, ...]
     routers: tuple[RouterRecord, ...]
     guards: tuple[GuardRecord, ...]
+    scalers: tuple[ScalerRecord, ...]
 
 
 class ResourceLoop:
@@ -133,6 +136,7 @@ class ResourceLoop:
             deployment = parse_deployment(snapshot.body)
         except InvalidDeploymentError as error:
             return await self._refuse(snapshot, str(error), previous)
+        deployment = scaled(deployment, self._observed(snapshot).scalers)
         plan, outcome = await self._carry_out(deployment, snapshot, previous)
         moment = self._moment(deployment, snapshot, plan, outcome, previous)
         pause_s = await self._publisher.publish(status_of(moment), previous=previous)
@@ -175,6 +179,7 @@ class ResourceLoop:
             services=snapshot.services,
             routers=snapshot.routers,
             guards=snapshot.guards,
+            scalers=snapshot.scalers,
         )
         return self._expectations.overlay(observed, now=self._runtime.clock())
 

@@ -14,6 +14,11 @@ KIND = "DisaggDeployment"
 PLURAL = "disaggdeployments"
 SINGULAR = "disaggdeployment"
 SHORT_NAME = "ddep"
+# The number of groups of a role that is scaled from outside.
+SCALER_KIND = "DisaggRoleScaler"
+SCALER_PLURAL = "disaggrolescalers"
+SCALER_SINGULAR = "disaggrolescaler"
+SCALER_SHORT_NAME = "drs"
 
 # Owner of every field that we apply (server-side apply) and `managed-by` of every child.
 FIELD_MANAGER = "disagg-operator"
@@ -143,6 +148,10 @@ def pod_name(name: str, *, role: str, revision: str, group: int, rank: int) -> s
 
 def router_name(name: str, *, revision: str) -> str:
     return f"{name}-{ROUTER}-{revision}"
+
+
+def scaler_name(name: str, role: str) -> str:
+    return f"{name}-{role}"
 
 
 def key_secret_name(name: str, *, revision: str) -> str:

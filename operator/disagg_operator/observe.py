@@ -5,7 +5,7 @@ Services and routers also keep their spec, to see a field that somebody changed 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -118,6 +118,18 @@ class GuardRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScalerRecord:
+    """What a scaler asks for, and what its status says."""
+
+    name: str
+    uid: str
+    owner_uid: str
+    replicas: int
+    told_replicas: int
+    told_selector: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """One moment's view of a DisaggDeployment's children, by name."""
 
@@ -125,6 +137,7 @@ class Observed:
     services: Mapping[str, ServiceRecord]
     routers: Mapping[str, RouterRecord]
     guards: Mapping[str, GuardRecord]
+    scalers: Mapping[str, ScalerRecord] = field(default_factory=dict)
 
     def role_pods(self, role: str, *, revision: str) -> tuple[PodRecord, ...]:
         return tuple(
@@ -150,18 +163,24 @@ def observe(
     services: Iterable[ServiceRecord],
     routers: Iterable[RouterRecord],
     guards: Iterable[GuardRecord],
+    scalers: Iterable[ScalerRecord] = (),
 ) -> Observed:
-    """Pods of a deleted resource of the same name are left out: they only occupy names."""
+    """Pods and scalers of a deleted resource of the same name are left out: they only occupy names."""
     own = (pod for pod in pods if pod.owner_uid in {owner_uid, ""} or pod.role == names.ROUTER)
     return Observed(
         pods={pod.name: pod for pod in sorted(own, key=_name)},
         services={service.name: service for service in sorted(services, key=_name)},
         routers={router.name: router for router in sorted(routers, key=_name)},
         guards={guard.name: guard for guard in sorted(guards, key=_name)},
+        scalers={
+            scaler.name: scaler
+            for scaler in sorted(scalers, key=_name)
+            if scaler.owner_uid == owner_uid
+        },
     )
 
 
-def _name(record: PodRecord | ServiceRecord | RouterRecord | GuardRecord) -> str:
+def _name(record: PodRecord | ServiceRecord | RouterRecord | GuardRecord | ScalerRecord) -> str:
     return record.name
 
 
@@ -284,6 +303,18 @@ def guard_record(body: Mapping[str, Any], *, kind: Kind) -> GuardRecord:
         uid=metadata["uid"],
         intent=metadata.get("annotations", {}).get(names.ANNOTATION_INTENT, ""),
         spec=_plain(body.get("spec", {})),
+    )
+
+
+def scaler_record(body: Mapping[str, Any]) -> ScalerRecord:
+    metadata, status = body["metadata"], body.get("status") or {}
+    return ScalerRecord(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        owner_uid=_controller_uid(metadata),
+        replicas=int(body["spec"]["replicas"]),
+        told_replicas=int(status.get("replicas", 0)),
+        told_selector=status.get("selector", ""),
     )
 
 

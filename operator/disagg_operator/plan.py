@@ -24,6 +24,7 @@ from disagg_operator.observe import Observed
 from disagg_operator.render import Images
 from disagg_operator.retire import retired, side
 from disagg_operator.rollout import RoleCounts, Side, Targets, advance
+from disagg_operator.scaling import scaler_intents
 from disagg_operator.step import (
     Restarts,
     Step,
@@ -189,6 +190,7 @@ def _stages(step: Step) -> Iterator[Iterable[Intent]]:
     yield _guards(step)
     yield _surplus(step)
     yield retired(step)
+    yield scaler_intents(step)
 
 
 def _peer_services(step: Step) -> Iterator[Intent]:

@@ -9,7 +9,14 @@ from disagg_operator.api.resource import Deployment
 from disagg_operator.groups import Policy, Restart
 from disagg_operator.intents import Delete
 from disagg_operator.kinds import Kind
-from disagg_operator.observe import GuardRecord, Observed, PodRecord, RouterRecord, ServiceRecord
+from disagg_operator.observe import (
+    GuardRecord,
+    Observed,
+    PodRecord,
+    RouterRecord,
+    ScalerRecord,
+    ServiceRecord,
+)
 from disagg_operator.render import Images
 from disagg_operator.rollout import Targets
 
@@ -114,5 +121,7 @@ def deleted(pod: PodRecord, reason: str) -> Delete:
     return Delete(kind=Kind.POD, name=pod.name, uid=pod.uid, reason=reason)
 
 
-def gone(kind: Kind, record: ServiceRecord | RouterRecord | GuardRecord, reason: str) -> Delete:
+def gone(
+    kind: Kind, record: ServiceRecord | RouterRecord | GuardRecord | ScalerRecord, reason: str
+) -> Delete:
     return Delete(kind=kind, name=record.name, uid=record.uid, reason=reason)

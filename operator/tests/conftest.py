@@ -55,11 +55,13 @@ def api(kubeconfig):
 
 
 def install_crd(api):
-    utils.create_from_dict(api, crd.crd())
     deadline = time.monotonic() + ESTABLISHED_S
     extensions = client.ApiextensionsV1Api(api)
-    while not is_established(extensions.read_custom_resource_definition(crd.NAME)):
-        assert time.monotonic() < deadline, "the CRD was not established in time"
+    for document in crd.crds():
+        utils.create_from_dict(api, document)
+        name = document["metadata"]["name"]
+        while not is_established(extensions.read_custom_resource_definition(name)):
+            assert time.monotonic() < deadline, f"{name} was not established in time"
 
 
 def is_established(found):

@@ -97,10 +97,13 @@ def test_the_operator_may_do_what_it_does_and_no_more(rendered):
     assert not any("*" in name for rule in rules for name in (*rule["apiGroups"], *rule["verbs"]))
     assert rights["secrets"] == {"create"}
     assert not rights["pods"] & {"patch", "update"}
+    assert not rights["disaggrolescalers"] & {"patch", "update"}, "numbers are somebody else's"
     assert set(rights) == {
         "disaggdeployments",
         "disaggdeployments/status",
         "disaggdeployments/finalizers",
+        "disaggrolescalers",
+        "disaggrolescalers/status",
         "pods",
         "services",
         "deployments",

@@ -172,6 +172,15 @@ REFUSED = {
         {"engine": {"type": "vllm"}},
         ["spec.engine.type", "vllm", '"reference", "sglang", "custom"'],
     ),
+    "scaling from outside that begins with nothing": (
+        {
+            "roles": {
+                "prefill": {"replicas": 0, "scaling": {"mode": "External"}},
+                "decode": {"replicas": 0},
+            }
+        },
+        ["roles.prefill.replicas 0", "at least 1", "scaling.mode External", "Static"],
+    ),
     "an owned flag": ({"engine": {"args": ["--role", "x"]}}, ["engine.args", "--role", "remove"]),
     "an owned flag with its value": (
         {"roles": {"prefill": {"args": ["--model=3"]}}},

@@ -37,6 +37,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [disagg.dev]
   resources: [disaggdeployments/finalizers]
   verbs: [update]
+# Scalers are made once and told how many groups there are; their numbers are somebody else's.
+- apiGroups: [disagg.dev]
+  resources: [disaggrolescalers]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [disagg.dev]
+  resources: [disaggrolescalers/status]
+  verbs: [patch]
 # Pods are created and deleted, never changed.
 - apiGroups: [""]
   resources: [pods]

@@ -96,14 +96,19 @@ def fleet_cluster(nodes: int) -> Iterator[FleetCluster]:
     ):
         cluster = FleetCluster(kubeconfig=kubeconfig, api=api)
         cluster.core.create_namespace({"metadata": {"name": NAMESPACE}})
-        utils.create_from_dict(api, crd.crd())
+        for document in crd.crds():
+            utils.create_from_dict(api, document)
         extensions = client.ApiextensionsV1Api(api)
 
-        def established() -> bool:
-            found = extensions.read_custom_resource_definition(crd.NAME).status.conditions or ()
+        def established(name: str) -> bool:
+            found = extensions.read_custom_resource_definition(name).status.conditions or ()
             return any(item.type == "Established" and item.status == "True" for item in found)
 
-        await_that("the CRD is served", established, within_s=_CRD_S)
+        await_that(
+            "the CRDs are served",
+            lambda: established(crd.NAME) and established(crd.SCALER_NAME),
+            within_s=_CRD_S,
+        )
         yield cluster
 
 

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, generated from the models.
+"""The CustomResourceDefinitions, generated from the models.
 
 `python -m disagg_operator.api.crd` writes the checked-in copies; a test compares them.
 """
@@ -12,19 +12,21 @@ import yaml
 from disagg_operator import names
 from disagg_operator.api.reference import with_fields
 from disagg_operator.api.rules import rule, rules
+from disagg_operator.api.scaler import RoleScalerSpec, RoleScalerStatus
 from disagg_operator.api.spec import DisaggDeploymentSpec
 from disagg_operator.api.status import DisaggDeploymentStatus
 from disagg_operator.api.structural import Schema, structural
 
 NAME = f"{names.PLURAL}.{names.GROUP}"
+SCALER_NAME = f"{names.SCALER_PLURAL}.{names.GROUP}"
 _ROOT = Path(__file__).parents[3]
-CRD_FILE = _ROOT / "crds" / f"{NAME}.yaml"
-# The CRD as a chart of its own; the operator's chart carries a copy of that whole chart, because
+_CRDS = _ROOT / "crds"
+CRD_FILE = _CRDS / f"{NAME}.yaml"
+# The CRDs as a chart of their own; the operator's chart carries a copy of that whole chart, because
 # Helm looks for dependencies there and nowhere else.
 CRD_CHART = _ROOT / "charts" / "disagg-crds"
 VENDORED_CHART = _ROOT / "charts" / "disagg-operator" / "charts" / "disagg-crds"
 PAGE = _ROOT / "docs" / "resource.md"
-_TEMPLATE = Path("templates") / f"{NAME}.yaml"
 # Characters of a part below which an alias is harder to read than the part itself.
 _WORTH_AN_ANCHOR = 60
 
@@ -37,23 +39,88 @@ _NAME_RULE = rule(
 )
 
 
+def crds() -> tuple[dict[str, Any], ...]:
+    return crd(), scaler_crd()
+
+
 def crd() -> dict[str, Any]:
+    return _definition(
+        NAME,
+        kind=names.KIND,
+        singular=names.SINGULAR,
+        short_name=names.SHORT_NAME,
+        version=_version(),
+    )
+
+
+def scaler_crd() -> dict[str, Any]:
+    return _definition(
+        SCALER_NAME,
+        kind=names.SCALER_KIND,
+        singular=names.SCALER_SINGULAR,
+        short_name=names.SCALER_SHORT_NAME,
+        version=_scaler_version(),
+    )
+
+
+def _definition(
+    name: str, *, kind: str, singular: str, short_name: str, version: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": NAME, "labels": {names.LABEL_PART_OF: "disagg"}},
+        "metadata": {"name": name, "labels": {names.LABEL_PART_OF: "disagg"}},
         "spec": {
             "group": names.GROUP,
             "names": {
-                "kind": names.KIND,
-                "listKind": f"{names.KIND}List",
-                "plural": names.PLURAL,
-                "singular": names.SINGULAR,
-                "shortNames": [names.SHORT_NAME],
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": name.partition(".")[0],
+                "singular": singular,
+                "shortNames": [short_name],
                 "categories": ["all"],
             },
             "scope": "Namespaced",
-            "versions": [_version()],
+            "versions": [version],
+        },
+    }
+
+
+def _scaler_version() -> dict[str, Any]:
+    return {
+        "name": names.VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": _scaler_schema()},
+        "subresources": {
+            "status": {},
+            "scale": {
+                "specReplicasPath": ".spec.replicas",
+                "statusReplicasPath": ".status.replicas",
+                "labelSelectorPath": ".status.selector",
+            },
+        },
+        "additionalPrinterColumns": [
+            _count_column("Desired", ".spec.replicas", "Wanted groups."),
+            _count_column("Current", ".status.replicas", "Groups that are there."),
+            {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+        ],
+    }
+
+
+def _scaler_schema() -> Schema:
+    return {
+        "type": "object",
+        "description": "DisaggRoleScaler holds the number of groups of one role of a"
+        " DisaggDeployment, for autoscalers and `kubectl scale`. The operator makes it for roles with"
+        " scaling.mode External.",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": structural(RoleScalerSpec),
+            "status": structural(RoleScalerStatus),
         },
     }
 
@@ -104,6 +171,10 @@ def _column(name: str, path: str, description: str, *, wide: bool = False) -> di
     return {**column, "priority": 1} if wide else column
 
 
+def _count_column(name: str, path: str, description: str) -> dict[str, Any]:
+    return {**_column(name, path, description), "type": "integer"}
+
+
 def _condition_column(name: str, condition: str) -> dict[str, Any]:
     path = f'.status.conditions[?(@.type=="{condition}")].status'
     return _column(name, path, f"Status of the condition {condition}.")
@@ -134,9 +205,8 @@ def _interned(node: Any, known: dict[str, Any]) -> Any:
     return known.setdefault(str(same), same)
 
 
-def chart_yaml() -> str:
+def chart_yaml(document: dict[str, Any]) -> str:
     """Helm keeps the CRD (and so every resource) when the release goes, and upgrades it in place."""
-    document = crd()
     document["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
     return to_yaml(document).replace("{{", '{{ "{{" }}')
 
@@ -144,10 +214,14 @@ def chart_yaml() -> str:
 def generated() -> dict[Path, str]:
     """Every file that follows from the models, with its text."""
     chart = {path.name: path.read_text() for path in sorted(CRD_CHART.glob("*.yaml"))}
+    files = {f"{document['metadata']['name']}.yaml": document for document in crds()}
     return {
-        CRD_FILE: to_yaml(crd()),
-        CRD_CHART / _TEMPLATE: chart_yaml(),
-        VENDORED_CHART / _TEMPLATE: chart_yaml(),
+        **{_CRDS / name: to_yaml(document) for name, document in files.items()},
+        **{
+            folder / "templates" / name: chart_yaml(document)
+            for folder in (CRD_CHART, VENDORED_CHART)
+            for name, document in files.items()
+        },
         **{VENDORED_CHART / name: text for name, text in chart.items()},
         PAGE: with_fields(PAGE.read_text(), spec=structural(DisaggDeploymentSpec)),
     }

@@ -1,12 +1,12 @@
 """A DisaggDeployment as the operator holds it: identity and parsed spec."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from disagg_operator.api.spec import DisaggDeploymentSpec
+from disagg_operator.api.spec import DisaggDeploymentSpec, RolesSpec
 
 
 class InvalidDeploymentError(ValueError):
@@ -21,6 +21,9 @@ class Deployment:
     generation: int
     deleting: bool
     spec: DisaggDeploymentSpec
+
+    def with_roles(self, roles: RolesSpec) -> "Deployment":
+        return replace(self, spec=self.spec.model_copy(update={"roles": roles}))
 
 
 def parse_deployment(body: Mapping[str, Any]) -> Deployment:

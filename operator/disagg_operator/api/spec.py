@@ -105,10 +105,21 @@ class Parallelism(ApiModel):
     ep: _Degree = Field(1, description="Expert parallel degree; divides tp.")
 
 
+class ScalingSpec(ApiModel):
+    """Who says how many groups there are."""
+
+    mode: Literal["Static", "External"] = Field(
+        "Static",
+        description="Static: replicas. External: the DisaggRoleScaler NAME-ROLE, for autoscalers;"
+        " replicas is what it begins with.",
+    )
+
+
 class RoleSpec(ApiModel):
     """One role: replicas of equal groups of pods."""
 
     replicas: Replicas = Field(1, description="Groups of this role.")
+    scaling: ScalingSpec = Field(ScalingSpec(), description="Who says how many groups there are.")
     nodes_per_replica: int = Field(
         1,
         ge=1,

@@ -101,6 +101,15 @@ _BOTH_ROLES_RULE = rule(
     " role serves nothing without the other",
     *(_PREFILL, _DECODE),
 )
+# An autoscaler could only begin with a number that its scaler takes.
+_SCALED_RULES = tuple(
+    rule(
+        f"self.roles.{role}.scaling.mode != 'External' || self.roles.{role}.replicas > 0",
+        f"roles.{role}.replicas 0 must be at least 1 with scaling.mode External, which begins with"
+        " it; to stop serving set scaling.mode Static",
+    )
+    for role in ROLES
+)
 # Here and not at spec.engine: the server checks a default of {} before nested defaults fill it.
 _IMAGE_RULE = rule(
     "self.engine.type == 'reference' || has(self.engine.image)",
@@ -116,6 +125,7 @@ _TIMEOUT_KEYS_RULE = rule(
 SPEC_RULES = (
     _IMAGE_RULE,
     _BOTH_ROLES_RULE,
+    *_SCALED_RULES,
     _TIMEOUT_KEYS_RULE,
     *ARENA_RULES,
     ENGINE_OUTSIDE_DATA_PORTS_RULE,

@@ -11,16 +11,20 @@ from disagg_operator.render.routers import (
     router_url,
     trimmed_router,
 )
+from disagg_operator.render.scalers import leader_selector, role_scaler, role_scaler_status
 from disagg_operator.render.services import key_secret, peer_service
 
 __all__ = [
     "Images",
     "disruption_budget",
     "key_secret",
+    "leader_selector",
     "peer_service",
     "pod",
     "revision",
     "role_policy",
+    "role_scaler",
+    "role_scaler_status",
     "router_deployment",
     "router_policy",
     "router_service",

@@ -16,7 +16,7 @@ _NOT_PODS = ("disruption", "network_policy", "paused", "restart", "rollout", "ro
 def revision(deployment: Deployment, *, images: Images) -> str:
     """Five characters; the same for the same pods, whatever else of the spec changes.
 
-    Not part of it: replicas, paused, restart, rollout, what guards the pods, the router (it has a Deployment of its own), and fields left
+    Not part of it: replicas and who sets them, paused, restart, rollout, what guards the pods, the router (it has a Deployment of its own), and fields left
     at their defaults, so that a new field of a newer operator restarts nothing.
     """
     source = {
@@ -40,4 +40,5 @@ def _made_from(deployment: Deployment) -> dict[str, Any]:
 
 
 def _one_group(role: RoleSpec) -> RoleSpec:
-    return role.model_copy(update={"replicas": RoleSpec.model_fields["replicas"].default})
+    counted = ("replicas", "scaling")
+    return role.model_copy(update={name: RoleSpec.model_fields[name].default for name in counted})

@@ -9,7 +9,14 @@ import pytest
 
 from disagg_operator import names, render
 from disagg_operator.api.status import DisaggDeploymentStatus
-from disagg_operator.intents import Apply, CreatePod, Delete, EnsureKey
+from disagg_operator.intents import (
+    Apply,
+    CreatePod,
+    CreateScaler,
+    Delete,
+    EnsureKey,
+    TellScaler,
+)
 from disagg_operator.kinds import Kind
 from disagg_operator.observe import (
     AgentView,
@@ -17,10 +24,12 @@ from disagg_operator.observe import (
     observe,
     pod_record,
     router_record,
+    scaler_record,
     service_record,
 )
 from disagg_operator.plan import decide
 from disagg_operator.report import Moment, status_of
+from disagg_operator.scaling import scaled
 from disagg_operator.tally import Tally, advance
 from disagg_operator.timestamps import timestamp_s
 from disagg_transfer.contract import (
@@ -68,12 +77,14 @@ class ClusterModel:
                 for kind in (Kind.DISRUPTION_BUDGET, Kind.NETWORK_POLICY)
                 for body in self.of(kind).values()
             ],
+            scalers=map(scaler_record, self.of(Kind.SCALER).values()),
         )
 
     def decide(self, deployment):
+        observed = self.observed(deployment)
         return decide(
-            deployment,
-            self.observed(deployment),
+            scaled(deployment, observed.scalers),
+            observed,
             images=self.images,
             keys=self.keys,
             restarts=self.restarts,
@@ -93,6 +104,12 @@ class ClusterModel:
             case CreatePod(name=name, body=body):
                 assert (Kind.POD, name) not in self.objects, f"pod {name} created twice"
                 self.put(Kind.POD, name, body)
+            case CreateScaler(name=name, body=body):
+                assert (Kind.SCALER, name) not in self.objects, f"{name} created twice"
+                self.put(Kind.SCALER, name, body)
+            case TellScaler(name=name, body=body):
+                assert "spec" not in body
+                self.objects[Kind.SCALER, name]["status"] = body["status"]
             case EnsureKey(revision=revision, service=service):
                 assert (Kind.SERVICE, service) in self.objects
                 self.keys |= {revision}

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.api
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-qwen3-next.yaml"
 NAME = "tiny-qwen3-next"
+DECODE_SCALER = f"{NAME}-decode"
 KIND = (names.GROUP, names.VERSION)
 DEADLINE_S = 20.0
 STOP_WITHIN_S = 10.0
@@ -213,6 +214,9 @@ class Resource:
         core, apps = self.clients.core, self.clients.apps
         policy = client.PolicyV1Api(core.api_client)
         network = client.NetworkingV1Api(core.api_client)
+        scalers = await self.clients.custom.list_namespaced_custom_object(
+            *KIND, self.namespace, names.SCALER_PLURAL
+        )
         lists = {
             "budget": await policy.list_namespaced_pod_disruption_budget(self.namespace),
             "policy": await network.list_namespaced_network_policy(self.namespace),
@@ -226,6 +230,9 @@ class Resource:
             (kind, item.metadata.name, item.metadata.resource_version)
             for kind, found in lists.items()
             for item in found.items
+        } | {
+            ("scaler", item["metadata"]["name"], item["metadata"]["resourceVersion"])
+            for item in scalers["items"]
         }
 
     async def written(self):
@@ -241,6 +248,22 @@ class Resource:
             for event in found.items
             if event.involved_object.kind == names.KIND
         }
+
+    async def decode_scale(self):
+        """What an autoscaler reads."""
+        return await self.clients.custom.get_namespaced_custom_object_scale(
+            *KIND, self.namespace, names.SCALER_PLURAL, DECODE_SCALER
+        )
+
+    async def scale_decode(self, replicas):
+        """What an autoscaler and `kubectl scale` write."""
+        await self.clients.custom.patch_namespaced_custom_object_scale(
+            *KIND, self.namespace, names.SCALER_PLURAL, DECODE_SCALER,
+            {"spec": {"replicas": replicas}}, _content_type="application/merge-patch+json",
+        )  # fmt: skip
+
+    async def decode_is(self, ready):
+        return (await self.status()).get("decode") == ready and await self.is_ready()
 
     async def agents(self):
         found = await self.clients.core.list_namespaced_pod(
@@ -431,3 +454,62 @@ async def test_resource_deleted_while_it_is_created_leaves_nothing(resource, ope
     await until(nothing, what="nothing is left", within_s=GARBAGE_DEADLINE_S)
     with pytest.raises(client.ApiException, match="404"):
         await resource.body()
+
+
+@pytest.fixture
+async def scaled(resource, kubelet, operator):
+    """The example with decode scaled from outside, Ready."""
+    await resource.apply(roles={"decode": {"scaling": {"mode": "External"}}})
+    await until(resource.is_ready, what="Ready")
+    return resource
+
+
+async def test_the_scale_subresource_scales_a_role(scaled):
+    await scaled.scale_decode(3)
+    await until(lambda: scaled.decode_is("3/3"), what="three decode groups")
+
+    async def told():
+        return (await scaled.decode_scale())["status"].get("replicas") == 3
+
+    await until(told, what="the scaler's status")
+    selector = (await scaled.decode_scale())["status"]["selector"]
+    pods = await scaled.clients.core.list_namespaced_pod(scaled.namespace, label_selector=selector)
+    assert len(pods.items) == 3
+    await scaled.scale_decode(1)
+    await until(lambda: scaled.decode_is("1/1"), what="one decode group")
+
+
+async def test_a_scaler_asked_for_nothing_refuses_by_name(scaled):
+    with pytest.raises(client.ApiException, match="should be greater than or equal to 1"):
+        await scaled.scale_decode(0)
+
+
+async def test_a_scaled_number_outlives_edits_and_the_operator(resource, kubelet, namespace):
+    with running(namespace):
+        await resource.apply(roles={"decode": {"scaling": {"mode": "External"}}})
+        await until(resource.is_ready, what="Ready")
+        await resource.scale_decode(2)
+        await until(lambda: resource.decode_is("2/2"), what="two decode groups")
+    await resource.patch({"spec": {"roles": {"decode": {"replicas": 4}}}})
+    with running(namespace):
+        await until(lambda: resource.decode_is("2/2"), what="still two, for the new generation")
+    assert (await resource.decode_scale())["spec"]["replicas"] == 2
+
+
+async def test_nothing_is_left_of_a_scaled_resource(scaled):
+    await scaled.delete()
+
+    async def nothing():
+        return not await scaled.children()
+
+    await until(nothing, what="nothing is left", within_s=GARBAGE_DEADLINE_S)
+
+
+async def test_a_scaler_goes_when_the_number_is_fixed_again(scaled):
+    await scaled.patch({"spec": {"roles": {"decode": {"scaling": {"mode": "Static"}}}}})
+
+    async def without():
+        return "scaler" not in {kind for kind, _, _ in await scaled.children()}
+
+    await until(without, what="no scaler")
+    await until(lambda: scaled.decode_is("1/1"), what="one decode group")

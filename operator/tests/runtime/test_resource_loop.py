@@ -91,7 +91,9 @@ class Harness:
         self.loop = ResourceLoop(
             runtime=self.runtime,
             resource=TINY,
-            snapshot=lambda: Snapshot(body=self.body, pods=(), services=(), routers=(), guards=()),
+            snapshot=lambda: Snapshot(
+                body=self.body, pods=(), services=(), routers=(), guards=(), scalers=()
+            ),
             stopped=lambda: self.stopped,
         )
 
