@@ -20,6 +20,7 @@ from disagg_operator.events import intent_news
 from disagg_operator.execute import Execution, Outcome
 from disagg_operator.expectations import Expectations
 from disagg_operator.finding import Finding, Weight
+from disagg_operator.first_ready import ReadyWait
 from disagg_operator.kinds import ObjectReference
 from disagg_operator.observe import (
     GuardRecord,
@@ -46,6 +47,7 @@ from disagg_operator.reports import Target
 from disagg_operator.runtime import Runtime
 from disagg_operator.scaling import scaled
 from disagg_operator.tally import Tally, advance
+from disagg_operator.timestamps import seconds
 from disagg_operator.transfers import next_change_s
 
 KEY_BYTES = 32
@@ -86,6 +88,7 @@ class ResourceLoop:
         self._tally = Tally()
         self._failures = 0
         self._undone = 0
+        self._ready_wait = ReadyWait()
         self._publisher = Publisher(
             writer=runtime.gateway,
             resource=resource,
@@ -102,6 +105,7 @@ class ResourceLoop:
         finally:
             self._runtime.feed.forget(self._resource.owner)
             self._runtime.wakeups.forget(self._resource.owner)
+            self._runtime.metrics.statuses.pop(self._resource.owner, None)
 
     async def _sleep(self, delay_s: float) -> None:
         """Until woken or `delay_s` is over; then a moment more, for what comes together."""
@@ -125,7 +129,7 @@ class ResourceLoop:
             return await self._tell_failure(error)
         finally:
             del self._runtime.running[owner]
-            self._runtime.metrics.pass_seconds += self._runtime.clock() - started
+            self._runtime.metrics.pass_seconds.observe(self._runtime.clock() - started)
 
     async def _pass(self) -> float:
         snapshot = self._snapshot()
@@ -139,7 +143,9 @@ class ResourceLoop:
         deployment = scaled(deployment, self._observed(snapshot).scalers)
         plan, outcome = await self._carry_out(deployment, snapshot, previous)
         moment = self._moment(deployment, snapshot, plan, outcome, previous)
-        pause_s = await self._publisher.publish(status_of(moment), previous=previous)
+        status = status_of(moment)
+        self._measure(status, moment, created=snapshot.body["metadata"].get("creationTimestamp"))
+        pause_s = await self._publisher.publish(status, previous=previous)
         await self._publisher.tell(intent_news(outcome.done))
         return self._next_s(plan, outcome, moment, pause_s)
 
@@ -192,6 +198,24 @@ class ResourceLoop:
         result = "failed" if outcome.errors else "changed" if outcome.done else "unchanged"
         self._runtime.metrics.passes[result] += 1
         self._failures = self._failures + 1 if outcome.errors else 0
+
+    def _measure(
+        self, status: DisaggDeploymentStatus, moment: Moment, *, created: str | None
+    ) -> None:
+        metrics, previous = self._runtime.metrics, moment.previous
+        metrics.statuses[self._resource.owner] = status
+        waited_s = self._ready_wait.seconds(
+            status,
+            previous=previous,
+            created_at=seconds(created) if created else moment.now,
+            now=moment.now,
+        )
+        if waited_s is not None:
+            metrics.ready_seconds.observe(waited_s)
+        before = restarts_of(previous, revision=moment.plan.update_revision)
+        for (role, group), restart in moment.plan.restarts.items():
+            known = before.get((role, group))
+            metrics.group_restarts[role] += max(0, restart.count - (known.count if known else 0))
 
     def _moment(
         self,

@@ -29,6 +29,11 @@ class Wakeups:
         if owner in self._events:
             self._events[owner].set()
 
+    @property
+    def waiting(self) -> int:
+        """Loops that were woken and have not begun their pass."""
+        return sum(event.is_set() for event in self._events.values())
+
     def __len__(self) -> int:
         return len(self._events)
 

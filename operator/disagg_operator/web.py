@@ -21,6 +21,7 @@ async def serve(runtime: Runtime, *, port: int) -> web.AppRunner:
 
     async def metrics(_: web.Request) -> web.Response:
         runtime.metrics.resources = len(runtime.wakeups)
+        runtime.metrics.queued = runtime.wakeups.waiting
         runtime.metrics.pollers = runtime.feed.pollers
         text = exposition(runtime.metrics)
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})

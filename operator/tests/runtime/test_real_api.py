@@ -316,6 +316,7 @@ async def test_applied_example_becomes_ready_with_its_children(ready):
 
 
 async def test_creation_takes_few_writes(ready, operator):
+    assert operator.metrics.ready_seconds.count == 1
     writes = {k: n for k, n in operator.metrics.requests.items() if k[0] != "discover"}
     pods = sum(n for (verb, kind, _), n in writes.items() if (verb, kind) == ("create", "pods"))
     assert pods == 2
@@ -396,7 +397,7 @@ async def test_new_revision_takes_over_and_the_old_one_goes(ready):
     await until(only_new, what="the old revision is gone", within_s=GARBAGE_DEADLINE_S)
 
 
-async def test_failed_pod_is_replaced_and_told(ready):
+async def test_failed_pod_is_replaced_and_told(ready, operator):
     pod = (await ready.agents())["decode"]
     await ready.clients.core.patch_namespaced_pod_status(
         pod.metadata.name, ready.namespace, {"status": {"phase": "Failed"}}
@@ -413,6 +414,7 @@ async def test_failed_pod_is_replaced_and_told(ready):
         return "PodRecreated" in await ready.events()
 
     await until(told, what="the Event")
+    assert operator.metrics.group_restarts == {"decode": 1}
 
 
 async def test_service_changed_by_hand_is_put_back(ready):

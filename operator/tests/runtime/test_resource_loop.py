@@ -125,6 +125,19 @@ async def test_pass_writes_the_children_and_one_status(harness, gateway):
     assert gateway.statuses[0]["observedGeneration"] == 3
 
 
+async def test_metrics_have_the_status_of_a_resource_until_it_goes(harness, gateway):
+    metrics, seen = harness.runtime.metrics, []
+
+    def written():
+        seen.append(metrics.statuses.get(TINY.owner))
+        return bool(gateway.statuses)
+
+    await harness.run_until(written)
+    assert seen[-1].to_object() == gateway.statuses[0]
+    assert not metrics.statuses
+    assert metrics.pass_seconds.count >= 1
+
+
 async def test_missing_right_is_told_in_the_status(harness, gateway):
     gateway.child_error = ApiForbiddenError("cannot create services", code=403)
     await harness.run_until(lambda: gateway.statuses)
