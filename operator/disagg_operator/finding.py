@@ -21,7 +21,7 @@ class Weight(IntEnum):
     CREATING = 9
     MISSING = 10
     CONSEQUENCE = 11
-    NONE = 12
+    NONE = 12  # told, and no reason not to be Ready
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,6 +74,8 @@ ROUTER_READY = "RouterReady"
 TRANSFER_HEALTHY = "TransferHealthy"
 # Tells only: Ready does not wait for it.
 PREFLIGHT_PASSED = "PreflightPassed"
+# There only where RDMA is asked for.
+FABRIC_READY = "FabricReady"
 SPEC_VALID = "SpecValid"
 # True only while the operator itself fails to reconcile.
 DEGRADED = "Degraded"
@@ -108,6 +110,10 @@ REASON_STATE_TRANSFER_TIMEOUT = "StateTransferTimeout"
 REASON_STATE_TRANSFER_FAILED = "StateTransferFailed"
 REASON_LAYOUT_MISMATCH = "LayoutMismatch"
 REASON_AGENT_UNREACHABLE = "AgentUnreachable"
+# Reasons of FabricReady.
+REASON_FABRIC_READY = "FabricReady"
+REASON_NO_RDMA = "NoRdma"
+REASON_MIXED_FABRIC = "MixedFabric"
 # Reasons of PreflightPassed.
 REASON_PREFLIGHT_PASSED = "PreflightPassed"
 REASON_PREFLIGHT_PENDING = "PreflightPending"

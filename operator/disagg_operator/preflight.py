@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from disagg_operator import names
-from disagg_operator.finding import Finding, Weight
+from disagg_operator.finding import Finding
 from disagg_operator.observe import AgentView, Observed
 from disagg_transfer.contract import PreflightReport, PreflightState, Report
 
@@ -29,7 +29,6 @@ def preflight_finding(views: Mapping[str, AgentView], observed: Observed) -> Fin
             truth="False",
             reason=names.REASON_PREFLIGHT_FAILED,
             message=message,
-            weight=Weight.CONSEQUENCE,
         )
     pending = [pair for pair in pairs if pair.row.state is PreflightState.PENDING]
     if pending or not pairs:

@@ -16,6 +16,7 @@ from disagg_operator.api.status import (
     RouterStatus,
 )
 from disagg_operator.diagnose import role_finding, router_finding
+from disagg_operator.fabric import fabric_finding
 from disagg_operator.finding import Finding, Weight
 from disagg_operator.groups import Restart
 from disagg_operator.kinds import Json, ObjectReference
@@ -179,6 +180,9 @@ def _findings(moment: Moment) -> dict[str, Finding]:
     }
     if deployment.spec.transfer.preflight.mode != "Off":
         findings[names.PREFLIGHT_PASSED] = preflight_finding(moment.views, observed)
+    fabric = fabric_finding(deployment, moment.views, observed)
+    if fabric is not None:
+        findings[names.FABRIC_READY] = fabric
     if moment.plan.progress is not None:
         findings[names.PROGRESSING] = _progressing(moment, moment.plan.progress)
     if moment.error is not None:
@@ -192,8 +196,8 @@ def _ready(moment: Moment, findings: Mapping[str, Finding]) -> Finding:
         return Finding(truth="False", reason=moment.error.reason, message=moment.error.message)
     wrong = [
         finding
-        for kind, finding in findings.items()
-        if finding.truth == "False" and kind != names.PREFLIGHT_PASSED
+        for finding in findings.values()
+        if finding.truth == "False" and finding.weight is not Weight.NONE
     ]
     wrong += _rolling_out(moment)
     if not wrong:

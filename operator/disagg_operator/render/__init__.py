@@ -1,6 +1,6 @@
 """Objects of a deployment, from its spec alone: pure functions that return plain dicts."""
 
-from disagg_operator.render.agents import state_types
+from disagg_operator.render.agents import state_types, transport_policy
 from disagg_operator.render.guards import disruption_budget, role_policy, router_policy
 from disagg_operator.render.images import Images
 from disagg_operator.render.pods import pod
@@ -30,5 +30,6 @@ __all__ = [
     "router_service",
     "router_url",
     "state_types",
+    "transport_policy",
     "trimmed_router",
 ]

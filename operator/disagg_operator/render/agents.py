@@ -9,7 +9,7 @@ from disagg_operator.api.transfer import QuarantineSpec, Timeouts, TransferSpec
 from disagg_operator.names import CONTAINER_AGENT, PREFILL, role_service_name
 from disagg_operator.render.images import Images, agent_image
 from disagg_operator.render.probes import http_probe
-from disagg_operator.render.profiles import Profile
+from disagg_operator.render.profiles import Profile, profile
 from disagg_operator.render.resources import agent_resources
 from disagg_operator.render.slots import Slot
 from disagg_transfer import contract
@@ -112,14 +112,26 @@ def _env(slot: Slot, *, arena: int, profile: Profile) -> list[Object]:
 def _transport(deployment: Deployment, *, profile: Profile) -> dict[str, str]:
     """RequireRDMA does not take TCP from UCX: the agent starts, and says why it is not ready."""
     transfer = deployment.spec.transfer
-    asked = transfer.transport or profile.transport
-    policy = contract.TransportPolicy.ANY if asked == "TCP" else contract.TransportPolicy(asked)
+    only_tcp = (transfer.transport or profile.transport) == "TCP"
     return {
-        contract.ENV_TRANSPORT: "tcp" if asked == "TCP" else "any",
-        contract.ENV_TRANSPORT_POLICY: policy.value,
+        contract.ENV_TRANSPORT: "tcp" if only_tcp else "any",
+        contract.ENV_TRANSPORT_POLICY: _policy(deployment, profile=profile).value,
         contract.ENV_NET_DEVICES: ",".join(transfer.net_devices),
         contract.ENV_DATA_PORTS: transfer.data_ports,
     }
+
+
+def transport_policy(deployment: Deployment) -> contract.TransportPolicy:
+    """What the agents hold themselves to; Any where only TCP is asked for."""
+    spec = deployment.spec
+    hardware = spec.hardware.profile
+    claim = spec.transfer.arena.gpu_claim
+    return _policy(deployment, profile=profile(hardware, role=spec.role(PREFILL), gpu_claim=claim))
+
+
+def _policy(deployment: Deployment, *, profile: Profile) -> contract.TransportPolicy:
+    asked = deployment.spec.transfer.transport or profile.transport
+    return contract.TransportPolicy.ANY if asked == "TCP" else contract.TransportPolicy(asked)
 
 
 def _integrity(transfer: TransferSpec) -> dict[str, str]:
