@@ -7,11 +7,15 @@ written for ever.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from disagg_operator import names
+from disagg_operator.api.status import FailedPair, PreflightStatus
 from disagg_operator.finding import Finding
 from disagg_operator.observe import AgentView, Observed
 from disagg_transfer.contract import PreflightReport, PreflightState, Report
+
+FAILED_LIMIT = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,36 @@ def preflight_finding(views: Mapping[str, AgentView], observed: Observed) -> Fin
         message=f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of pods passed"
         + _transport(views),
     )
+
+
+def preflight_status(
+    views: Mapping[str, AgentView], observed: Observed, *, previous: PreflightStatus | None
+) -> PreflightStatus | None:
+    """None before a decode agent has a pair to sample."""
+    pairs = tuple(_pairs(views, observed))
+    if not pairs:
+        return None
+    passed = [pair.row for pair in pairs if pair.row.state is PreflightState.PASSED]
+    failed = (pair for pair in pairs if pair.row.state is PreflightState.FAILED)
+    speeds = [row.gbps for row in passed if row.gbps is not None]
+    return PreflightStatus(
+        pairs=f"{len(passed)}/{len(pairs)}",
+        slowest_gbps=_steady(min(speeds, default=None), previous),
+        failed=tuple(
+            FailedPair(prefill_pod=pair.row.pod, decode_pod=pair.decode, cause=str(pair.row.cause))
+            for pair in islice(failed, FAILED_LIMIT)
+        ),
+    )
+
+
+def _steady(gbps: float | None, previous: PreflightStatus | None) -> float | None:
+    """What was told, unless it is off by a factor of two: every canary measures a little else."""
+    known = previous.slowest_gbps if previous is not None else None
+    if gbps is None:
+        return None
+    if known and known / 2 < gbps < known * 2:
+        return known
+    return float(f"{gbps:.2g}")
 
 
 def _pairs(views: Mapping[str, AgentView], observed: Observed) -> Iterator[_Sampled]:

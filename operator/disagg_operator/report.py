@@ -22,7 +22,7 @@ from disagg_operator.groups import Restart
 from disagg_operator.kinds import Json, ObjectReference
 from disagg_operator.observe import AgentView, Observed
 from disagg_operator.plan import Plan, Progress
-from disagg_operator.preflight import preflight_finding
+from disagg_operator.preflight import preflight_finding, preflight_status
 from disagg_operator.render.routers import router_url
 from disagg_operator.step import Restarts, pods_wanted, ready_among, revisions
 from disagg_operator.tally import Tally
@@ -107,6 +107,9 @@ def status_of(moment: Moment) -> DisaggDeploymentStatus:
         rollout=_rollout(plan.progress),
         router=_router(moment),
         transfer=transfer,
+        preflight=preflight_status(
+            moment.views, moment.observed, previous=moment.previous.preflight
+        ),
         conditions=_conditions(findings, moment),
     )
 

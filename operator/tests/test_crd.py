@@ -63,7 +63,7 @@ def test_the_columns_answer_what_is_wrong_in_one_line():
     narrow = [column["name"] for column in columns if not column.get("priority")]
     assert narrow == ["Ready", "Prefill", "Decode", "Transfer", "Transport", "Reason", "Age"]
     wide = [column["name"] for column in columns if column.get("priority")]
-    assert wide == ["Revision", "URL", "Model", "Message"]
+    assert wide == ["Revision", "Preflight", "URL", "Model", "Message"]
 
 
 class Inner(BaseModel):

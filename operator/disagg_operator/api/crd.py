@@ -141,6 +141,7 @@ def _version() -> dict[str, Any]:
             _column("Reason", ".status.reason", "Why it is not Ready."),
             {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
             _column("Revision", ".status.currentRevision", "Revision that serves.", wide=True),
+            _column("Preflight", ".status.preflight.pairs", "Pairs that passed.", wide=True),
             _column("URL", ".status.url", "Where requests go.", wide=True),
             _column("Model", ".spec.model.source", "The model.", wide=True),
             _column("Message", ".status.message", "Details of the reason.", wide=True),

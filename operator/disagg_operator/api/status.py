@@ -120,6 +120,30 @@ class TransferStatus(ApiModel):
     )
 
 
+class FailedPair(ApiModel):
+    """Two pods whose newest sample failed."""
+
+    prefill_pod: str = Field(max_length=253, description="Pod that it came from.")
+    decode_pod: str = Field(max_length=253, description="Pod that it went to.")
+    cause: str = Field(max_length=64, description="Why, such as Timeout or DigestMismatch.")
+
+
+class PreflightStatus(ApiModel):
+    """Samples that decode pods pull from prefill pods."""
+
+    pairs: str = Field(max_length=16, description="Pairs of pods that passed, and all.")
+    slowest_gbps: float | None = Field(
+        None,
+        alias="slowestGBps",
+        ge=0,
+        description="10^9 bytes a second of the slowest pair that passed; told anew when it has"
+        " halved or doubled.",
+    )
+    failed: tuple[FailedPair, ...] = Field(
+        (), max_length=10, description="Pairs that failed, the first 10."
+    )
+
+
 class DisaggDeploymentStatus(ApiModel):
     """What the operator found at observedGeneration."""
 
@@ -143,6 +167,9 @@ class DisaggDeploymentStatus(ApiModel):
     rollout: RolloutStatus | None = Field(None, description="While a revision is on its way.")
     router: RouterStatus | None = Field(None, description="Pods of the router.")
     transfer: TransferStatus | None = Field(None, description="What the agents report.")
+    preflight: PreflightStatus | None = Field(
+        None, description="Samples between pods; while there are any."
+    )
     conditions: tuple[Condition, ...] = Field(
         (),
         max_length=16,

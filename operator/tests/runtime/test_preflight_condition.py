@@ -69,3 +69,55 @@ def test_there_is_no_condition_where_preflight_is_off(world, deployment):
     world.deployment = deployment(transfer={"preflight": {"mode": "Off"}})
     found = {condition.type for condition in world.status().conditions}
     assert names.PREFLIGHT_PASSED not in found
+
+
+def told_status(world):
+    return world.status().preflight
+
+
+def test_there_is_nothing_to_tell_before_there_are_pairs(world, sampled):
+    sampled()
+    assert told_status(world) is None
+
+
+def test_pairs_are_counted_and_those_that_failed_are_named(world, sampled):
+    sampled(row(world.prefill))
+    assert told_status(world).pairs == "1/1"
+    assert told_status(world).failed == ()
+    sampled(row(world.prefill, "failed"))
+    told = told_status(world)
+    assert told.pairs == "0/1"
+    (pair,) = told.failed
+    assert (pair.prefill_pod, pair.decode_pod, pair.cause) == (
+        world.prefill,
+        world.decode,
+        "Timeout",
+    )
+    sampled(row(world.prefill, "pending"))
+    assert (told_status(world).pairs, told_status(world).failed) == ("0/1", ())
+
+
+def test_the_slowest_pair_is_told_anew_when_it_has_halved_or_doubled(world, sampled):
+    told = []
+    for gbps in (1.234, 1.9, 0.7, 2.6, 1.4, 0.6):
+        sampled(row(world.prefill, gbps=gbps))
+        told.append(told_status(world).slowest_gbps)
+    assert told == [1.2, 1.2, 1.2, 2.6, 2.6, 0.6]
+
+
+def test_the_failed_pairs_told_have_an_end(world, sampled, reported):
+    world.deployment = world.deployment.with_roles(
+        world.deployment.spec.roles.model_copy(
+            update={
+                "prefill": world.deployment.spec.roles.prefill.model_copy(update={"replicas": 12})
+            }
+        )
+    )
+    world.cluster.converge(world.deployment)
+    decode = world.decode
+    prefills = [
+        name for name in world.cluster.observed(world.deployment).pods if "-prefill-" in name
+    ]
+    world.tell(reported.report(decode, preflight=tuple(row(name, "failed") for name in prefills)))
+    assert told_status(world).pairs == "0/12"
+    assert len(told_status(world).failed) == 10
