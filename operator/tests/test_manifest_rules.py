@@ -181,6 +181,18 @@ REFUSED = {
         },
         ["roles.prefill.replicas 0", "at least 1", "scaling.mode External", "Static"],
     ),
+    "canaries without a pause": (
+        {"transfer": {"preflight": {"canaryInterval": "100ms"}}},
+        ["transfer.preflight.canaryInterval 100ms", "at least 1s"],
+    ),
+    "a credit of nothing": (
+        {"transfer": {"credits": {"reads": 0}}},
+        ["spec.transfer.credits.reads", "greater than or equal to 1"],
+    ),
+    "a credit less than a chunk": (
+        {"transfer": {"credits": {"bytes": "4Ki"}}},
+        ["4Ki", "1Mi to 16Ti"],
+    ),
     "an owned flag": ({"engine": {"args": ["--role", "x"]}}, ["engine.args", "--role", "remove"]),
     "an owned flag with its value": (
         {"roles": {"prefill": {"args": ["--model=3"]}}},

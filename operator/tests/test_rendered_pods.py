@@ -100,7 +100,8 @@ def test_agents_are_told_how_to_move_state(pod):
                     "transport": "TCP",
                     "netDevices": ["eth0", "mlx5_0:1"],
                     "dataPorts": "22000-22099",
-                    "preflight": {"mode": "Required"},
+                    "preflight": {"mode": "Required", "canaryInterval": "90s"},
+                    "credits": {"bytes": "1Gi", "reads": 8, "arenaPercent": 25},
                     "integrity": "Sampled",
                     "sampledPercent": 5,
                     "timeouts": {"heartbeat": "1500ms"},
@@ -114,6 +115,8 @@ def test_agents_are_told_how_to_move_state(pod):
     assert told[contract.ENV_NET_DEVICES] == "eth0,mlx5_0:1"
     assert told[contract.ENV_DATA_PORTS] == "22000-22099"
     assert told[contract.ENV_PREFLIGHT] == "required"
+    assert told[contract.ENV_CANARY] == "90"
+    assert json.loads(told[contract.ENV_CREDITS]) == {"bytes": 1 << 30, "reads": 8, "share": 0.25}
     assert (told[contract.ENV_INTEGRITY], told[contract.ENV_INTEGRITY_RATE]) == ("sampled", "0.05")
     assert json.loads(told[contract.ENV_HEARTBEAT]) == {"limitSeconds": 1.5}
     assert json.loads(told[contract.ENV_QUARANTINE]) == {
@@ -155,6 +158,8 @@ EXTREMES = {
     "integrity": "Sampled",
     "sampledPercent": 99,
     "quarantine": {"percent": 1, "lastingPercent": 100, "lastingTime": "24h"},
+    "credits": {"bytes": "1Mi", "reads": 4096, "arenaPercent": 100},
+    "preflight": {"canaryInterval": "1s"},
 }
 
 

@@ -57,6 +57,23 @@ class PreflightSpec(ApiModel):
         description="Observe: tell what was found. Required: pods are not Ready before every peer"
         " has passed. Off: pull nothing.",
     )
+    canary_interval: Duration = Field(
+        "30s",
+        description="Pause before a pair that moved nothing is sampled again.",
+        json_schema_extra=rules(transfer_rules.CANARY_RULE),
+    )
+
+
+class CreditsSpec(ApiModel):
+    """What one peer may have of a pod at a time; what is above waits in turn."""
+
+    bytes: Bytes = Field("256Mi", description="Under way from one prefill pod to one decode pod.")
+    reads: Annotated[int, Field(ge=1, le=4096)] = Field(
+        64, description="Reads under way from one prefill pod to one decode pod."
+    )
+    arena_percent: _Percent = Field(
+        50, description="Share of a prefill pod's arena for one decode pod, while there are others."
+    )
 
 
 class QuarantineSpec(ApiModel):
@@ -139,6 +156,9 @@ class TransferSpec(ApiModel):
     )
     preflight: PreflightSpec = Field(
         PreflightSpec(), description="Pulling samples before there are requests."
+    )
+    credits: CreditsSpec = Field(
+        CreditsSpec(), description="What one peer may have of a pod at a time."
     )
     quarantine: QuarantineSpec = Field(
         QuarantineSpec(), description="When memory that late bytes may reach is too much."

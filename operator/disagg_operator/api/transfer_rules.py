@@ -5,6 +5,11 @@ from disagg_operator.api.rules import rule
 MIN_DATA_PORTS = 16  # as the agent asks: one for each device of each rank
 DEVICE = "^[A-Za-z0-9_.-]{1,64}(:[0-9]{1,3})?$"
 
+CANARY_RULE = rule(
+    "duration(self) >= duration('1s')",
+    "transfer.preflight.canaryInterval %s must be at least 1s: each canary reads every component",
+    "self",
+)
 HEARTBEAT_RULE = rule(
     "duration(self) >= duration('300ms')",
     "timeouts.heartbeat %s must be at least 300ms: three beats fit into it",

@@ -5,7 +5,7 @@ from typing import Any
 
 from disagg_operator.api.quantities import duration_seconds, quantity_bytes
 from disagg_operator.api.resource import Deployment
-from disagg_operator.api.transfer import QuarantineSpec, Timeouts, TransferSpec
+from disagg_operator.api.transfer import CreditsSpec, QuarantineSpec, Timeouts, TransferSpec
 from disagg_operator.names import CONTAINER_AGENT, PREFILL, role_service_name
 from disagg_operator.render.images import Images, agent_image
 from disagg_operator.render.probes import http_probe
@@ -96,6 +96,8 @@ def _env(slot: Slot, *, arena: int, profile: Profile) -> list[Object]:
         **_integrity(transfer),
         **_transport(deployment, profile=profile),
         contract.ENV_PREFLIGHT: contract.PreflightMode(transfer.preflight.mode.lower()).value,
+        contract.ENV_CANARY: f"{duration_seconds(transfer.preflight.canary_interval):g}",
+        contract.ENV_CREDITS: _credits(transfer.credits),
         contract.ENV_HEARTBEAT: _json(
             {"limitSeconds": duration_seconds(transfer.timeouts.heartbeat)}
         ),
@@ -148,6 +150,16 @@ def _quarantine(limits: QuarantineSpec) -> str:
             "share": limits.percent / 100,
             "lastingShare": limits.lasting_percent / 100,
             "lastingSeconds": duration_seconds(limits.lasting_time),
+        }
+    )
+
+
+def _credits(limits: CreditsSpec) -> str:
+    return _json(
+        {
+            "bytes": quantity_bytes(limits.bytes),
+            "reads": limits.reads,
+            "share": limits.arena_percent / 100,
         }
     )
 
