@@ -1,5 +1,7 @@
 """Who may reach which pod, and how many may be evicted."""
 
+import pytest
+
 from disagg_operator import names, render
 
 
@@ -42,3 +44,22 @@ def test_policy_and_budget_select_the_pods_that_are_made(deployment, images):
     assert selector["matchLabels"].items() <= own.items()
     [expression] = selector["matchExpressions"]
     assert own[expression["key"]] in expression["values"]
+
+
+@pytest.mark.parametrize(
+    ("role", "least"),
+    [
+        ({"replicas": 3, "nodesPerReplica": 2}, 5),
+        ({"replicas": 1}, 0),
+        ({"replicas": 0}, 0),
+    ],
+)
+def test_all_pods_of_a_role_but_one_must_stay(deployment, role, least):
+    """Of a custom resource's pods the server counts none for maxUnavailable."""
+    spec = deployment(
+        roles={"decode": role, "prefill": {"replicas": role["replicas"]}},
+        engine={"type": "custom", "image": "engine:2"},
+    )
+    budget = render.disruption_budget(spec, role="decode")["spec"]
+    assert budget["minAvailable"] == least
+    assert "maxUnavailable" not in budget

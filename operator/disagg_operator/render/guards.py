@@ -17,15 +17,19 @@ def disruption_budget(deployment: Deployment, *, role: str) -> Object:
     """One pod of a role at a time may be evicted.
 
     That is one group at a time, also of several nodes: the operator replaces a group that lost a
-    pod as a whole, and until all of it is ready again no further eviction is allowed.
+    pod as a whole, and until all of it is ready again no further eviction is allowed. Given as the
+    pods that must stay: for pods of a controller without a scale subresource the server takes no
+    maxUnavailable, and would let nobody drain a node.
     """
+    spec = deployment.spec.role(role)
+    least = max(0, spec.replicas * spec.nodes_per_replica - 1)
     return stamped(
         {
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
             "metadata": _metadata(deployment, component=role),
             "spec": {
-                "maxUnavailable": 1,
+                "minAvailable": least,
                 "selector": {"matchLabels": _pods(deployment, role=role)},
                 # A pod that is not ready serves nobody: it must not hold a drain of its node up.
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",

@@ -53,12 +53,14 @@ class FakeKubelet:
 
     def __init__(self, core, namespace, pod_statuses):
         self.core, self.namespace, self.statuses = core, namespace, pod_statuses
+        self.paused = False
 
     async def run(self):
         while True:
             pods = await self.core.list_namespaced_pod(self.namespace)
             for pod in pods.items:
-                if pod.status.phase == "Pending" and not pod.metadata.deletion_timestamp:
+                waits = pod.status.phase == "Pending" and not pod.metadata.deletion_timestamp
+                if waits and not self.paused:
                     with contextlib.suppress(client.ApiException):
                         await self.start(pod)
             await asyncio.sleep(0.05)
@@ -262,6 +264,12 @@ class Resource:
             {"spec": {"replicas": replicas}}, _content_type="application/merge-patch+json",
         )  # fmt: skip
 
+    async def evict(self, pod):
+        """What `kubectl drain` asks of the server for each pod of a node."""
+        await self.clients.core.create_namespaced_pod_eviction(
+            pod, self.namespace, {"metadata": {"name": pod, "namespace": self.namespace}}
+        )
+
     async def decode_is(self, ready):
         return (await self.status()).get("decode") == ready and await self.is_ready()
 
@@ -415,6 +423,32 @@ async def test_failed_pod_is_replaced_and_told(ready, operator):
 
     await until(told, what="the Event")
     assert operator.metrics.group_restarts == {"decode": 1}
+
+
+async def test_evictions_take_one_group_of_a_role_at_a_time(resource, kubelet, operator):
+    """The second pod of a role is refused while the first is away: the server itself says so."""
+    await resource.apply(roles={"prefill": {"replicas": 1}, "decode": {"replicas": 2}})
+    await until(resource.is_ready, what="Ready with two decode pods")
+    core = resource.clients.core
+
+    async def one_may_go():
+        budget = await client.PolicyV1Api(core.api_client).read_namespaced_pod_disruption_budget(
+            f"{NAME}-decode", resource.namespace
+        )
+        return budget.status and budget.status.disruptions_allowed == 1
+
+    await until(one_may_go, what="the budget lets one decode pod go")
+    kubelet.paused = True
+    found = await core.list_namespaced_pod(
+        resource.namespace, label_selector=f"{names.LABEL_ROLE}=decode"
+    )
+    first, second = (pod.metadata.name for pod in found.items)
+    await resource.evict(first)
+    with pytest.raises(client.ApiException, match="429"):
+        await resource.evict(second)
+    kubelet.paused = False
+    await until(resource.is_ready, what="Ready again")
+    await until(one_may_go, what="the budget lets the next one go")
 
 
 async def test_service_changed_by_hand_is_put_back(ready):
