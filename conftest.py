@@ -7,4 +7,10 @@ imports `operator` later fails. With a `__path__` the real module stays.
 
 import operator
 
+from hypothesis import settings
+
 operator.__path__ = []  # type: ignore[attr-defined]
+
+# No property is timed: these machines are shared, and a slow example is no wrong one.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")

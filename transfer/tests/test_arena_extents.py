@@ -104,7 +104,7 @@ class ExtentsModel(RuleBasedStateMachine):
 
 
 TestExtents = ExtentsModel.TestCase
-TestExtents.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestExtents.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("size", [0, -ALIGNMENT, ALIGNMENT + 1])

@@ -31,7 +31,7 @@ def test_what_a_parser_is_for_it_takes(target):
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(rng=st.randoms(use_true_random=False), data=st.data())
 def test_valid_bytes_made_wrong_are_taken_or_refused(target, rng, data):
     found = watch(target, mutate(rng, data.draw(st.sampled_from(target.seeds))))

@@ -140,7 +140,7 @@ def groups(draw):
     return tuple(found), draw(st.sampled_from(common)), draw(st.sampled_from(common))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     drawn=groups(),
     outer=st.integers(1, 3),

@@ -81,7 +81,8 @@ def test_scale_down_deletes_the_highest_groups_once_the_router_has_let_go(
     cluster.converge(deployment(roles={"decode": {"replicas": 3}}))
     smaller = deployment(roles={"decode": {"replicas": 1}})
     first = cluster.decide(smaller)
-    assert kinds_of(first) == [Apply]
+    assert [intent.kind for intent in first.intents] == [Kind.DEPLOYMENT, Kind.DISRUPTION_BUDGET]
+    assert kinds_of(first) == [Apply, Apply]
     cluster.carry_out(first)
     assert cluster.decide(smaller).intents == (), "the router has not rolled out yet"
     cluster.settle()
@@ -233,7 +234,7 @@ def disturb(cluster, what, number):
             cluster.objects[key]["status"]["conditions"] = []
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps=STEPS)
 def test_any_history_converges_to_exactly_what_the_spec_asks_for(
     new_cluster, deployment, revision, steps

@@ -97,7 +97,7 @@ class World:
             self.old = {name: min(n, targets.old[name]) for name, n in self.old.items()}
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     prefill=SIZE,
     decode=SIZE,

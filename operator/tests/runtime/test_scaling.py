@@ -1,6 +1,6 @@
 """Roles that are scaled from outside, in the planner."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator import names, render
@@ -101,7 +101,6 @@ def test_a_scaler_of_a_deleted_resource_of_that_name_says_nothing(cluster, deplo
     assert not cluster.observed(wanted).scalers
 
 
-@settings(deadline=None)
 @given(numbers=st.lists(st.integers(1, 5), min_size=1, max_size=5), image=st.booleans())
 def test_whatever_is_asked_for_in_a_rollout_is_what_comes_of_it(
     numbers, image, new_cluster, deployment
