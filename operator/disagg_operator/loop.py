@@ -140,8 +140,9 @@ class ResourceLoop:
             deployment = parse_deployment(snapshot.body)
         except InvalidDeploymentError as error:
             return await self._refuse(snapshot, str(error), previous)
-        deployment = scaled(deployment, self._observed(snapshot).scalers)
-        plan, outcome = await self._carry_out(deployment, snapshot, previous)
+        observed = self._observed(snapshot)
+        deployment = scaled(deployment, observed.scalers)
+        plan, outcome = await self._carry_out(deployment, observed, previous)
         moment = self._moment(deployment, snapshot, plan, outcome, previous)
         status = status_of(moment)
         self._measure(status, moment, created=snapshot.body["metadata"].get("creationTimestamp"))
@@ -150,9 +151,8 @@ class ResourceLoop:
         return self._next_s(plan, outcome, moment, pause_s)
 
     async def _carry_out(
-        self, deployment: Deployment, snapshot: Snapshot, previous: DisaggDeploymentStatus
+        self, deployment: Deployment, observed: Observed, previous: DisaggDeploymentStatus
     ) -> tuple[Plan, Outcome]:
-        observed = self._observed(snapshot)
         self._runtime.feed.follow(self._resource.owner, _targets(observed))
         images = self._runtime.images
         plan = decide(
