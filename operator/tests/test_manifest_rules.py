@@ -185,6 +185,14 @@ REFUSED = {
         {"transfer": {"preflight": {"canaryInterval": "100ms"}}},
         ["transfer.preflight.canaryInterval 100ms", "at least 1s"],
     ),
+    "a canary once in three weeks": (
+        {"transfer": {"preflight": {"canaryInterval": "500h"}}},
+        ["canaryInterval", "duration 500h must be above 0s and at most 24h"],
+    ),
+    "a heartbeat that is no duration": (
+        {"transfer": {"timeouts": {"heartbeat": "quick"}}},
+        ["heartbeat", "duration quick must be above 0s and at most 24h"],
+    ),
     "a credit of nothing": (
         {"transfer": {"credits": {"reads": 0}}},
         ["spec.transfer.credits.reads", "greater than or equal to 1"],

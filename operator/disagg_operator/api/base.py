@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from disagg_operator.api.rules import Extra, rule, rules
+from disagg_operator.api.rules import DURATION, Extra, rule, rules
 
 
 class ApiModel(BaseModel):
@@ -22,7 +22,7 @@ Duration = Annotated[
         max_length=16,
         json_schema_extra=rules(
             rule(
-                r"self.matches(r'^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')"
+                f"self.matches(r'{DURATION}')"
                 " && duration(self) > duration('0s') && duration(self) <= duration('24h')",
                 "duration %s must be above 0s and at most 24h, such as 500ms or 1m30s",
                 "self",

@@ -35,8 +35,34 @@ def rule(when: str, says: str, *values: str) -> Rule:
     return {"rule": when, "messageExpression": f"{quoted(says)}.format([{', '.join(values)}])"}
 
 
+RULES = "x-kubernetes-validations"
+
+
 def rules(*items: Rule) -> Extra:
-    return {"x-kubernetes-validations": [dict(item) for item in items]}
+    """One key for each rule: pydantic joins a field's extras with those of its type by key, so that
+    rules under one key would replace the type's own. Numbered, because pydantic sorts keys.
+    """
+    return {f"{RULES} {n:02} {item['rule']}": dict(item) for n, item in enumerate(items)}
+
+
+def gather(schema: Extra) -> None:
+    """The rules among a schema's keywords become the one list that Kubernetes knows."""
+    keywords = [keyword for keyword in schema if keyword.startswith(f"{RULES} ")]
+    if keywords:
+        items = [schema.pop(keyword) for keyword in keywords]
+        schema[RULES] = [dict(sorted(item.items(), reverse=True)) for item in items]
+
+
+DURATION = r"^([0-9]+([.][0-9]+)?(ms|s|m|h))+$"
+
+
+def at_least(field: str, least: str, *, because: str) -> Rule:
+    """For a Duration, whose own rule speaks of what is no duration at all."""
+    return rule(
+        f"!self.matches(r'{DURATION}') || duration(self) >= duration('{least}')",
+        f"{field} %s must be at least {least}: {because}",
+        "self",
+    )
 
 
 def immutable(field: str) -> Rule:

@@ -11,12 +11,13 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
+from disagg_operator.api.rules import RULES, gather
+
 Schema = dict[str, Any]
 
 _INT32_MAX = 2**31 - 1
 _PRESERVE = "x-kubernetes-preserve-unknown-fields"
 _INT_OR_STRING = "x-kubernetes-int-or-string"
-_RULES = "x-kubernetes-validations"
 # In the order in which they are written; any other keyword is refused.
 _KEYWORDS = (
     "type",
@@ -42,7 +43,7 @@ _KEYWORDS = (
     "x-kubernetes-list-map-keys",
     _INT_OR_STRING,
     _PRESERVE,
-    _RULES,
+    RULES,
 )
 # Noise, or strictness that the API server has by other means (pruning, fieldValidation=Strict).
 _DROPPED = ("title",)
@@ -79,6 +80,7 @@ def _node(raw: Mapping[str, Any], place: _Place) -> Schema:
     node, place = _flat(raw, place)
     for keyword in _DROPPED:
         node.pop(keyword, None)
+    gather(node)
     _close(node, place)
     _integer(node)
     _default(node)
@@ -144,8 +146,6 @@ def _ordered(node: Schema, place: _Place) -> Schema:
     unknown = sorted(set(node) - set(_KEYWORDS))
     if unknown:
         _refuse(place, f"keyword {', '.join(unknown)}; allowed: {', '.join(_KEYWORDS)}")
-    if _RULES in node:
-        node[_RULES] = [dict(sorted(rule.items(), reverse=True)) for rule in node[_RULES]]
     return {keyword: node[keyword] for keyword in _KEYWORDS if keyword in node}
 
 

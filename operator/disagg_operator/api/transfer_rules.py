@@ -1,20 +1,14 @@
 """The CEL rules of `spec.transfer`, and what one of them needs from the rest of `spec`."""
 
-from disagg_operator.api.rules import rule
+from disagg_operator.api.rules import at_least, rule
 
 MIN_DATA_PORTS = 16  # as the agent asks: one for each device of each rank
 DEVICE = "^[A-Za-z0-9_.-]{1,64}(:[0-9]{1,3})?$"
 
-CANARY_RULE = rule(
-    "duration(self) >= duration('1s')",
-    "transfer.preflight.canaryInterval %s must be at least 1s: each canary reads every component",
-    "self",
+CANARY_RULE = at_least(
+    "transfer.preflight.canaryInterval", "1s", because="each canary reads every component"
 )
-HEARTBEAT_RULE = rule(
-    "duration(self) >= duration('300ms')",
-    "timeouts.heartbeat %s must be at least 300ms: three beats fit into it",
-    "self",
-)
+HEARTBEAT_RULE = at_least("timeouts.heartbeat", "300ms", because="three beats fit into it")
 
 _FIRST, _LAST = (f"int(self.split('-')[{place}])" for place in (0, 1))
 DATA_PORTS_RULE = rule(
