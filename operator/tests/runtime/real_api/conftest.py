@@ -1,7 +1,9 @@
-"""The whole operator against a real API server, with a fake kubelet and fake agents."""
+"""The whole operator on a real API server: with a fake kubelet and fake agents, unless said otherwise."""
 
 import asyncio
 import contextlib
+import copy
+import functools
 import itertools
 import threading
 import time
@@ -20,11 +22,7 @@ from disagg_operator.__main__ import assembled, operate
 from disagg_operator.settings import Settings
 from disagg_transfer.contract import HTTP_PORT, PATH_REPORT
 
-pytestmark = pytest.mark.api
-
-EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-qwen3-next.yaml"
-NAME = "tiny-qwen3-next"
-DECODE_SCALER = f"{NAME}-decode"
+EXAMPLES = Path(__file__).parents[4] / "examples"
 KIND = (names.GROUP, names.VERSION)
 DEADLINE_S = 20.0
 STOP_WITHIN_S = 10.0
@@ -107,6 +105,17 @@ class FakeAgent:
         self.changed = asyncio.Event()
 
 
+@pytest.fixture(scope="session", name="until")
+def until_():
+    return until
+
+
+@pytest.fixture(scope="session")
+def collected():
+    """`until` for what the garbage collector does."""
+    return functools.partial(until, within_s=GARBAGE_DEADLINE_S)
+
+
 @pytest.fixture
 async def clients(kubeconfig, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
@@ -166,6 +175,11 @@ def running(namespace):
             ended.result(STOP_WITHIN_S)
 
 
+@pytest.fixture(scope="session", name="running")
+def running_():
+    return running
+
+
 @pytest.fixture
 def operator(clients, namespace):
     with running(namespace) as runtime:
@@ -173,11 +187,15 @@ def operator(clients, namespace):
 
 
 class Resource:
-    def __init__(self, clients, namespace):
+    """One of the examples in a namespace of its own, and everything that came of it."""
+
+    def __init__(self, clients, namespace, example):
         self.clients, self.namespace = clients, namespace
+        self.manifest = yaml.safe_load((EXAMPLES / example).read_text())
+        self.name = self.manifest["metadata"]["name"]
 
     async def apply(self, **spec):
-        body = yaml.safe_load(EXAMPLE.read_text())
+        body = copy.deepcopy(self.manifest)
         body["spec"] |= spec
         await self.clients.custom.create_namespaced_custom_object(
             *KIND, self.namespace, names.PLURAL, body
@@ -185,18 +203,18 @@ class Resource:
 
     async def patch(self, body):
         await self.clients.custom.patch_namespaced_custom_object(
-            *KIND, self.namespace, names.PLURAL, NAME, body,
+            *KIND, self.namespace, names.PLURAL, self.name, body,
             _content_type="application/merge-patch+json",
         )  # fmt: skip
 
     async def delete(self):
         await self.clients.custom.delete_namespaced_custom_object(
-            *KIND, self.namespace, names.PLURAL, NAME
+            *KIND, self.namespace, names.PLURAL, self.name
         )
 
     async def body(self):
         return await self.clients.custom.get_namespaced_custom_object(
-            *KIND, self.namespace, names.PLURAL, NAME
+            *KIND, self.namespace, names.PLURAL, self.name
         )
 
     async def status(self):
@@ -254,13 +272,13 @@ class Resource:
     async def decode_scale(self):
         """What an autoscaler reads."""
         return await self.clients.custom.get_namespaced_custom_object_scale(
-            *KIND, self.namespace, names.SCALER_PLURAL, DECODE_SCALER
+            *KIND, self.namespace, names.SCALER_PLURAL, f"{self.name}-decode"
         )
 
     async def scale_decode(self, replicas):
         """What an autoscaler and `kubectl scale` write."""
         await self.clients.custom.patch_namespaced_custom_object_scale(
-            *KIND, self.namespace, names.SCALER_PLURAL, DECODE_SCALER,
+            *KIND, self.namespace, names.SCALER_PLURAL, f"{self.name}-decode",
             {"spec": {"replicas": replicas}}, _content_type="application/merge-patch+json",
         )  # fmt: skip
 
@@ -282,7 +300,7 @@ class Resource:
 
 @pytest.fixture
 def resource(clients, namespace):
-    return Resource(clients, namespace)
+    return Resource(clients, namespace, "tiny-qwen3-next.yaml")
 
 
 @pytest.fixture
@@ -306,246 +324,9 @@ async def agents(ready, reported):
         await agent.runner.cleanup()
 
 
-async def test_applied_example_becomes_ready_with_its_children(ready):
-    kinds = sorted(kind for kind, _, _ in await ready.children())
-    assert kinds == [
-        *["budget"] * 2,
-        *["deployment"],
-        *["pod"] * 3,
-        *["policy"] * 2,
-        *["replicaset"],
-        *["secret"],
-        *["service"] * 3,
-    ]
-    status = await ready.status()
-    assert (status["phase"], status["prefill"], status["decode"]) == ("Ready", "1/1", "1/1")
-    assert status["url"].startswith(f"http://{NAME}.")
-    assert "RevisionServing" in await until(ready.events, what="an Event")
-
-
-async def test_creation_takes_few_writes(ready, operator):
-    assert operator.metrics.ready_seconds.count == 1
-    writes = {k: n for k, n in operator.metrics.requests.items() if k[0] != "discover"}
-    pods = sum(n for (verb, kind, _), n in writes.items() if (verb, kind) == ("create", "pods"))
-    assert pods == 2
-    assert sum(writes.values()) - pods <= 15, writes
-
-
-async def test_pass_over_a_converged_resource_makes_no_call(ready, operator):
-    async def quiet():
-        before = operator.metrics.requests.total()
-        await asyncio.sleep(0.3)
-        return operator.metrics.requests.total() == before
-
-    await until(quiet, what="no more calls")
-    versions, requests = await ready.written(), operator.metrics.requests.total()
-    passes = operator.metrics.passes.total()
-    await ready.patch({"metadata": {"annotations": {"touched": "yes"}}})
-
-    async def passed():
-        return operator.metrics.passes.total() > passes
-
-    await until(passed, what="a pass")
-    assert await quiet()
-    assert operator.metrics.requests.total() == requests
-    assert await ready.written() == versions
-
-
-async def test_status_of_a_timeout_is_there_within_a_second(ready, agents, reported):
-    prefill, decode = agents["prefill"], agents["decode"]
-
-    async def reporting():
-        return (await ready.status())["transfer"]["reportingAgents"] == 2
-
-    await until(reporting, what="both agents report")
-    failure = reported.failure(time=time.time())
-    pair = reported.pair(prefill.pod, decode.pod, failure=failure)
-    row = reported.row("mamba", pair, timeouts=1, failures=1)
-    decode.tell(reported.report(decode.pod, rows=[row], cursor=2))
-    told_at = time.monotonic()
-
-    async def unhealthy():
-        condition = await ready.condition("TransferHealthy")
-        return condition if condition["status"] == "False" else None
-
-    condition = await until(unhealthy, what="the timeout in the status", within_s=5)
-    assert time.monotonic() - told_at < 1.0
-    assert condition["reason"] == "StateTransferTimeout"
-    assert condition["message"].startswith(f"mamba from pod {prefill.pod} to pod {decode.pod}")
-    assert (await ready.status())["reason"] == "StateTransferTimeout"
-
-    async def told():
-        return (await ready.events()).get("TransferTimeout")
-
-    assert "mamba" in await until(told, what="the Event")
-    pair = reported.pair(prefill.pod, decode.pod, success=time.time() + 1, failure=failure)
-    healed = reported.row("mamba", pair, transfers=1, timeouts=1, failures=1)
-    decode.tell(reported.report(decode.pod, rows=[healed], cursor=3))
-    await until(ready.is_ready, what="Ready again")
-
-    async def recovered():
-        return "TransferRecovered" in await ready.events()
-
-    await until(recovered, what="the Event of recovery")
-
-
-async def test_new_revision_takes_over_and_the_old_one_goes(ready):
-    before = await ready.status()
-    await ready.patch({"spec": {"engine": {"args": ["--seed", "7"]}}})
-
-    async def switched():
-        status = await ready.status()
-        return status["currentRevision"] != before["currentRevision"] and await ready.is_ready()
-
-    await until(switched, what="the new revision serves")
-
-    async def only_new():
-        return all(before["currentRevision"] not in name for _, name, _ in await ready.children())
-
-    await until(only_new, what="the old revision is gone", within_s=GARBAGE_DEADLINE_S)
-
-
-async def test_failed_pod_is_replaced_and_told(ready, operator):
-    pod = (await ready.agents())["decode"]
-    await ready.clients.core.patch_namespaced_pod_status(
-        pod.metadata.name, ready.namespace, {"status": {"phase": "Failed"}}
-    )
-
-    async def replaced():
-        found = (await ready.agents()).get("decode")
-        return found is not None and found.metadata.uid != pod.metadata.uid
-
-    await until(replaced, what="another pod of that name")
-    await until(ready.is_ready, what="Ready again")
-
-    async def told():
-        return "PodRecreated" in await ready.events()
-
-    await until(told, what="the Event")
-    assert operator.metrics.group_restarts == {"decode": 1}
-
-
-async def test_evictions_take_one_group_of_a_role_at_a_time(resource, kubelet, operator):
-    """The second pod of a role is refused while the first is away: the server itself says so."""
-    await resource.apply(roles={"prefill": {"replicas": 1}, "decode": {"replicas": 2}})
-    await until(resource.is_ready, what="Ready with two decode pods")
-    core = resource.clients.core
-
-    async def one_may_go():
-        budget = await client.PolicyV1Api(core.api_client).read_namespaced_pod_disruption_budget(
-            f"{NAME}-decode", resource.namespace
-        )
-        return budget.status and budget.status.disruptions_allowed == 1
-
-    await until(one_may_go, what="the budget lets one decode pod go")
-    kubelet.paused = True
-    found = await core.list_namespaced_pod(
-        resource.namespace, label_selector=f"{names.LABEL_ROLE}=decode"
-    )
-    first, second = (pod.metadata.name for pod in found.items)
-    await resource.evict(first)
-    with pytest.raises(client.ApiException, match="429"):
-        await resource.evict(second)
-    kubelet.paused = False
-    await until(resource.is_ready, what="Ready again")
-    await until(one_may_go, what="the budget lets the next one go")
-
-
-async def test_service_changed_by_hand_is_put_back(ready):
-    await ready.clients.core.patch_namespaced_service(
-        NAME, ready.namespace, {"spec": {"selector": {names.LABEL_ROLE: "nobody"}}}
-    )
-
-    async def back():
-        service = await ready.clients.core.read_namespaced_service(NAME, ready.namespace)
-        return service.spec.selector[names.LABEL_ROLE] == names.ROUTER
-
-    await until(back, what="the selector is ours again")
-
-
-async def test_operator_restarted_half_way_finishes(resource, kubelet, namespace):
-    with running(namespace):
-        await resource.apply()
-
-        async def begun():
-            return len(await resource.children()) >= 1
-
-        await until(begun, what="first children")
-    with running(namespace):
-        await until(resource.is_ready, what="Ready")
-
-
-async def test_resource_deleted_while_it_is_created_leaves_nothing(resource, operator):
-    await resource.apply()
-
-    async def begun():
-        return len(await resource.children()) >= 1
-
-    await until(begun, what="a first child")
-    await resource.delete()
-
-    async def nothing():
-        return not await resource.children()
-
-    await until(nothing, what="nothing is left", within_s=GARBAGE_DEADLINE_S)
-    with pytest.raises(client.ApiException, match="404"):
-        await resource.body()
-
-
 @pytest.fixture
 async def scaled(resource, kubelet, operator):
     """The example with decode scaled from outside, Ready."""
     await resource.apply(roles={"decode": {"scaling": {"mode": "External"}}})
     await until(resource.is_ready, what="Ready")
     return resource
-
-
-async def test_the_scale_subresource_scales_a_role(scaled):
-    await scaled.scale_decode(3)
-    await until(lambda: scaled.decode_is("3/3"), what="three decode groups")
-
-    async def told():
-        return (await scaled.decode_scale())["status"].get("replicas") == 3
-
-    await until(told, what="the scaler's status")
-    selector = (await scaled.decode_scale())["status"]["selector"]
-    pods = await scaled.clients.core.list_namespaced_pod(scaled.namespace, label_selector=selector)
-    assert len(pods.items) == 3
-    await scaled.scale_decode(1)
-    await until(lambda: scaled.decode_is("1/1"), what="one decode group")
-
-
-async def test_a_scaler_asked_for_nothing_refuses_by_name(scaled):
-    with pytest.raises(client.ApiException, match="should be greater than or equal to 1"):
-        await scaled.scale_decode(0)
-
-
-async def test_a_scaled_number_outlives_edits_and_the_operator(resource, kubelet, namespace):
-    with running(namespace):
-        await resource.apply(roles={"decode": {"scaling": {"mode": "External"}}})
-        await until(resource.is_ready, what="Ready")
-        await resource.scale_decode(2)
-        await until(lambda: resource.decode_is("2/2"), what="two decode groups")
-    await resource.patch({"spec": {"roles": {"decode": {"replicas": 4}}}})
-    with running(namespace):
-        await until(lambda: resource.decode_is("2/2"), what="still two, for the new generation")
-    assert (await resource.decode_scale())["spec"]["replicas"] == 2
-
-
-async def test_nothing_is_left_of_a_scaled_resource(scaled):
-    await scaled.delete()
-
-    async def nothing():
-        return not await scaled.children()
-
-    await until(nothing, what="nothing is left", within_s=GARBAGE_DEADLINE_S)
-
-
-async def test_a_scaler_goes_when_the_number_is_fixed_again(scaled):
-    await scaled.patch({"spec": {"roles": {"decode": {"scaling": {"mode": "Static"}}}}})
-
-    async def without():
-        return "scaler" not in {kind for kind, _, _ in await scaled.children()}
-
-    await until(without, what="no scaler")
-    await until(lambda: scaled.decode_is("1/1"), what="one decode group")

@@ -1,0 +1,50 @@
+"""A role that is scaled from outside follows its scaler."""
+
+import pytest
+from kubernetes.aio import client
+
+pytestmark = pytest.mark.api
+
+
+async def test_the_scale_subresource_scales_a_role(scaled, until):
+    await scaled.scale_decode(3)
+    await until(lambda: scaled.decode_is("3/3"), what="three decode groups")
+
+    async def told():
+        return (await scaled.decode_scale())["status"].get("replicas") == 3
+
+    await until(told, what="the scaler's status")
+    selector = (await scaled.decode_scale())["status"]["selector"]
+    pods = await scaled.clients.core.list_namespaced_pod(scaled.namespace, label_selector=selector)
+    assert len(pods.items) == 3
+    await scaled.scale_decode(1)
+    await until(lambda: scaled.decode_is("1/1"), what="one decode group")
+
+
+async def test_a_scaler_asked_for_nothing_refuses_by_name(scaled):
+    with pytest.raises(client.ApiException, match="should be greater than or equal to 1"):
+        await scaled.scale_decode(0)
+
+
+async def test_a_scaled_number_outlives_edits_and_the_operator(
+    resource, kubelet, namespace, until, running
+):
+    with running(namespace):
+        await resource.apply(roles={"decode": {"scaling": {"mode": "External"}}})
+        await until(resource.is_ready, what="Ready")
+        await resource.scale_decode(2)
+        await until(lambda: resource.decode_is("2/2"), what="two decode groups")
+    await resource.patch({"spec": {"roles": {"decode": {"replicas": 4}}}})
+    with running(namespace):
+        await until(lambda: resource.decode_is("2/2"), what="still two, for the new generation")
+    assert (await resource.decode_scale())["spec"]["replicas"] == 2
+
+
+async def test_a_scaler_goes_when_the_number_is_fixed_again(scaled, until):
+    await scaled.patch({"spec": {"roles": {"decode": {"scaling": {"mode": "Static"}}}}})
+
+    async def without():
+        return "scaler" not in {kind for kind, _, _ in await scaled.children()}
+
+    await until(without, what="no scaler")
+    await until(lambda: scaled.decode_is("1/1"), what="one decode group")
