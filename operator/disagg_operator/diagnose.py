@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from disagg_operator import names
 from disagg_operator.api.resource import Deployment
 from disagg_operator.finding import Finding, Weight
+from disagg_operator.gates import held_pods, judged_pairs
 from disagg_operator.observe import (
     CONFIG_REASONS,
     OOM_KILLED,
@@ -73,7 +74,7 @@ def router_finding(deployment: Deployment, observed: Observed, *, revision: str)
         text = f"{router.ready} of {router.desired} router pods are ready"
         return Finding(truth="True", reason=names.REASON_READY, message=text)
     pods = [p for p in observed.role_pods(names.ROUTER, revision=revision) if not p.deleting]
-    problems = [_found(pod, None) for pod in pods if not pod.ready]
+    problems = [_found(pod, None) or _starting(pod) for pod in pods if not pod.ready]
     causes = [p for p in problems if p.weight <= Weight.PLACEMENT]
     if causes:
         return _worst(iter(causes))
@@ -91,6 +92,7 @@ def _role_problems(
     revision: str,
 ) -> Iterator[Finding]:
     spec = deployment.spec.role(role)
+    held = held_pods(judged_pairs(views, observed))
     for group in range(spec.replicas):
         for rank in range(spec.nodes_per_replica):
             name = names.pod_name(
@@ -104,7 +106,7 @@ def _role_problems(
                 message = f"pod {name} is terminating and will be replaced"
                 yield _problem(names.REASON_PODS_MISSING, message, Weight.MISSING)
             elif not pod.ready:
-                yield _found(pod, views.get(name))
+                yield _found(pod, views.get(name)) or _gate(pod, held) or _starting(pod)
 
 
 def _held_back(
@@ -134,7 +136,7 @@ def _problem(reason: str, message: str, weight: Weight) -> Finding:
     return Finding(truth="False", reason=reason, message=message, weight=weight)
 
 
-def _found(pod: PodRecord, view: AgentView | None) -> Finding:
+def _found(pod: PodRecord, view: AgentView | None) -> Finding | None:
     """The first cause that applies; each is tried on every container before the next."""
     return (
         _first(pod, _image, _memory, _config)
@@ -142,7 +144,6 @@ def _found(pod: PodRecord, view: AgentView | None) -> Finding:
         or _first(pod, _crash)
         or _placement(pod)
         or _agent(pod, view)
-        or _starting(pod)
     )
 
 
@@ -226,6 +227,17 @@ def _agent(pod: PodRecord, view: AgentView | None) -> Finding | None:
         return None
     message = f"agent of pod {pod.name} is not ready: {reason}: {text}"
     return _problem(names.REASON_AGENT_NOT_READY, message, Weight.AGENT)
+
+
+def _gate(pod: PodRecord, held: Mapping[str, str]) -> Finding | None:
+    """Of a pod that is ready but for its gate."""
+    if pod.gate is not False or not all(container.ready for container in pod.containers):
+        return None
+    failed = pod.name in held
+    why = held.get(pod.name, "no sample of it has arrived whole yet")
+    message = f"pod {pod.name} is held back until state is seen to move: {why}"
+    reason = names.REASON_PREFLIGHT_FAILED if failed else names.REASON_PREFLIGHT_PENDING
+    return _problem(reason, message, Weight.AGENT if failed else Weight.STARTING)
 
 
 def _starting(pod: PodRecord) -> Finding:

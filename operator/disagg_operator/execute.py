@@ -16,7 +16,7 @@ from disagg_operator.intents import (
     Delete,
     EnsureKey,
     Intent,
-    TellScaler,
+    Tell,
 )
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.observe import Observed
@@ -87,8 +87,8 @@ class Execution:
                 return self._create(Kind.POD, intent.body)
             case CreateScaler():
                 return self._create(Kind.SCALER, intent.body)
-            case TellScaler():
-                return self._tell_scaler(intent)
+            case Tell():
+                return self._tell(intent)
             case EnsureKey():
                 return self._ensure_key(intent)
             case Delete():
@@ -114,9 +114,9 @@ class Execution:
         self.expectations.written(kind, answer, now=self.clock())
         return True
 
-    async def _tell_scaler(self, intent: TellScaler) -> bool:
-        answer = await self.writer.apply_status(intent.body, kind=Kind.SCALER)
-        self.expectations.written(Kind.SCALER, answer, now=self.clock())
+    async def _tell(self, intent: Tell) -> bool:
+        answer = await self.writer.apply_status(intent.body, kind=intent.kind)
+        self.expectations.written(intent.kind, answer, now=self.clock())
         return True
 
     async def _ensure_key(self, intent: EnsureKey) -> bool:

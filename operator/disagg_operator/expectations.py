@@ -115,7 +115,7 @@ def _met(item: _Expected, seen: _Record | None) -> bool:
     if seen is None:
         return False
     if isinstance(item.record, PodRecord):
-        return True
+        return seen.uid != item.uid or getattr(seen, "gate", None) == item.record.gate
     if isinstance(item.record, ScalerRecord):
         return _as_told(seen, item.record)
     return seen.uid != item.uid or getattr(seen, "intent", "") == item.record.intent

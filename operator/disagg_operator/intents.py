@@ -30,9 +30,10 @@ class CreateScaler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TellScaler:
-    """The whole status of a scaler."""
+class Tell:
+    """What we say in the status of an object that is not ours alone: a scaler's or a pod's."""
 
+    kind: Kind
     body: Json = field(repr=False)
     name: str
     reason: str
@@ -58,4 +59,4 @@ class Delete:
     force: bool = False  # its node is dead: do not wait for the kubelet
 
 
-Intent = Apply | CreatePod | CreateScaler | TellScaler | EnsureKey | Delete
+Intent = Apply | CreatePod | CreateScaler | Tell | EnsureKey | Delete

@@ -162,6 +162,7 @@ class ResourceLoop:
             keys=self._keys,
             restarts=restarts_of(previous, revision=revision(deployment, images=images)),
             progress=progress_of(previous),
+            views=self._runtime.feed.views(self._resource.owner),
             now=self._runtime.clock(),
         )
         execution = Execution(

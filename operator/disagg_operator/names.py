@@ -56,6 +56,11 @@ MANAGED_SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 # annotation means that there is nothing to apply.
 ANNOTATION_INTENT = f"{GROUP}/intent-hash"
 
+# Readiness gate of pods with preflight.mode Required, and its condition's reasons.
+GATE_STATE_MOVES = f"{GROUP}/state-moves"
+GATE_REASON_MOVES = "StateMoves"
+GATE_REASON_STUCK = "StateDoesNotMove"
+
 # Containers of a pod; both names are reserved in `template`.
 CONTAINER_ENGINE = "engine"
 CONTAINER_AGENT = "transfer-agent"

@@ -57,6 +57,7 @@ class PodRecord:
     rank: int
     phase: str
     ready: bool
+    gate: bool | None  # whether its readiness gate is open; None for a pod that has none
     created_at: float  # Unix seconds
     deleted_at: float | None  # when its grace period ends or ended; None while nobody deletes it
     node: str
@@ -205,7 +206,8 @@ def pod_record(body: Mapping[str, Any]) -> PodRecord:
         group=_number(labels.get(names.LABEL_GROUP)),
         rank=_number(labels.get(names.LABEL_RANK)),
         phase=status.get("phase", "Pending"),
-        ready=conditions.get("Ready", {}).get("status") == "True",
+        ready=_is_true(conditions, "Ready"),
+        gate=_is_true(conditions, names.GATE_STATE_MOVES) if _gated(body) else None,
         created_at=_seconds(metadata.get("creationTimestamp")),
         deleted_at=(
             _seconds(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None
@@ -217,6 +219,15 @@ def pod_record(body: Mapping[str, Any]) -> PodRecord:
         ),
         containers=_containers(status),
     )
+
+
+def _is_true(conditions: Mapping[str, Mapping[str, Any]], kind: str) -> bool:
+    return conditions.get(kind, {}).get("status") == "True"
+
+
+def _gated(body: Mapping[str, Any]) -> bool:
+    gates = body.get("spec", {}).get("readinessGates", ())
+    return any(gate["conditionType"] == names.GATE_STATE_MOVES for gate in gates)
 
 
 def _controller_uid(metadata: Mapping[str, Any]) -> str:

@@ -10,17 +10,18 @@ Level-triggered: nothing here knows what happened before, but for what the statu
 and since when a rollout stands still). A converged resource gives an empty plan.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from disagg_operator import names, render
 from disagg_operator.api.quantities import duration_seconds, share_of
 from disagg_operator.api.resource import Deployment
 from disagg_operator.drift import applied
+from disagg_operator.gates import gate_intents
 from disagg_operator.intents import EnsureKey, Intent
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.members import group_intents
-from disagg_operator.observe import Observed
+from disagg_operator.observe import AgentView, Observed
 from disagg_operator.render import Images
 from disagg_operator.retire import retired, side
 from disagg_operator.rollout import RoleCounts, Side, Targets, advance
@@ -74,6 +75,7 @@ def decide(
     keys: frozenset[str],
     restarts: Restarts,
     progress: Progress | None,
+    views: Mapping[str, AgentView],
     now: float,
 ) -> Plan:
     """`restarts` and `progress` are those of the update revision that the status tells of."""
@@ -89,6 +91,7 @@ def decide(
         update=update,
         targets=_targets(deployment, roles, present),
         restarts=dict(restarts),
+        views=views,
         now=now,
     )
     if present is not None and not present.stalled:
@@ -191,6 +194,7 @@ def _stages(step: Step) -> Iterator[Iterable[Intent]]:
     yield _surplus(step)
     yield retired(step)
     yield scaler_intents(step)
+    yield gate_intents(step)
 
 
 def _peer_services(step: Step) -> Iterator[Intent]:

@@ -1,7 +1,7 @@
 """The condition PreflightPassed: what decode agents found when they sampled prefill pods. Pure.
 
-It tells, and holds nothing back: with `preflight.mode: Required` the agents themselves are not
-ready. The message has no figure that changes from sample to sample, or an idle resource would be
+It tells, and holds nothing back: with `preflight.mode: Required` that is done by the agents
+themselves and by the pods' gates (`gates`). The message has no figure that changes from sample to sample, or an idle resource would be
 written for ever.
 """
 
@@ -19,16 +19,23 @@ FAILED_LIMIT = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sampled:
+class Sampled:
+    """What a decode agent says of one prefill pod."""
+
     decode: str
     row: PreflightReport
 
+    @property
+    def failure(self) -> str:
+        row = self.row
+        return f"sample from pod {row.pod} to pod {self.decode}: {row.cause}: {row.detail}"
+
 
 def preflight_finding(views: Mapping[str, AgentView], observed: Observed) -> Finding:
-    pairs = tuple(_pairs(views, observed))
+    pairs = tuple(sampled_pairs(views, observed))
     failed = [pair for pair in pairs if pair.row.state is PreflightState.FAILED]
     if failed:
-        message = _failure(failed[0]) + _further(len(failed) - 1)
+        message = failed[0].failure + _further(len(failed) - 1)
         return Finding(
             truth="False",
             reason=names.REASON_PREFLIGHT_FAILED,
@@ -53,7 +60,7 @@ def preflight_status(
     views: Mapping[str, AgentView], observed: Observed, *, previous: PreflightStatus | None
 ) -> PreflightStatus | None:
     """None before a decode agent has a pair to sample."""
-    pairs = tuple(_pairs(views, observed))
+    pairs = tuple(sampled_pairs(views, observed))
     if not pairs:
         return None
     passed = [pair.row for pair in pairs if pair.row.state is PreflightState.PASSED]
@@ -79,21 +86,16 @@ def _steady(gbps: float | None, previous: PreflightStatus | None) -> float | Non
     return float(f"{gbps:.2g}")
 
 
-def _pairs(views: Mapping[str, AgentView], observed: Observed) -> Iterator[_Sampled]:
+def sampled_pairs(views: Mapping[str, AgentView], observed: Observed) -> Iterator[Sampled]:
     for pod, report in _reports(views):
         if pod in observed.pods:
             for row in report.preflight:
                 if row.pod in observed.pods:
-                    yield _Sampled(decode=pod, row=row)
+                    yield Sampled(decode=pod, row=row)
 
 
 def _reports(views: Mapping[str, AgentView]) -> Iterable[tuple[str, Report]]:
     return ((pod, view.report) for pod, view in sorted(views.items()) if view.report is not None)
-
-
-def _failure(pair: _Sampled) -> str:
-    row = pair.row
-    return f"sample from pod {row.pod} to pod {pair.decode}: {row.cause}: {row.detail}"
 
 
 def _further(count: int) -> str:
@@ -104,7 +106,7 @@ def _further(count: int) -> str:
     )
 
 
-def _awaited(pending: list[_Sampled]) -> str:
+def _awaited(pending: list[Sampled]) -> str:
     if not pending:
         return "no decode agent has sampled a prefill pod yet"
     first = pending[0]

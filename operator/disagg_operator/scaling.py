@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from disagg_operator import names, render
 from disagg_operator.api.resource import Deployment
-from disagg_operator.intents import CreateScaler, Intent, TellScaler
+from disagg_operator.intents import CreateScaler, Intent, Tell
 from disagg_operator.kinds import Kind
 from disagg_operator.observe import Observed, ScalerRecord
 from disagg_operator.step import Step, gone
@@ -49,7 +49,7 @@ def _told(step: Step, record: ScalerRecord, role: str) -> Iterator[Intent]:
         body = render.role_scaler_status(
             step.deployment, role=role, uid=record.uid, groups=groups, selector=selector
         )
-        yield TellScaler(name=record.name, body=body, reason=f"{groups} groups")
+        yield Tell(kind=Kind.SCALER, name=record.name, body=body, reason=f"{groups} groups")
 
 
 def _leaders(observed: Observed, role: str) -> int:

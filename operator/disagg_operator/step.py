@@ -10,6 +10,7 @@ from disagg_operator.groups import Policy, Restart
 from disagg_operator.intents import Delete
 from disagg_operator.kinds import Kind
 from disagg_operator.observe import (
+    AgentView,
     GuardRecord,
     Observed,
     PodRecord,
@@ -32,6 +33,7 @@ class Step:
     update: str
     targets: Targets
     restarts: dict[tuple[str, int], Restart]
+    views: Mapping[str, AgentView]
     now: float
     wakes: list[float] = field(default_factory=list)
 

@@ -105,6 +105,7 @@ def test_the_operator_may_do_what_it_does_and_no_more(rendered):
         "disaggrolescalers",
         "disaggrolescalers/status",
         "pods",
+        "pods/status",
         "services",
         "deployments",
         "poddisruptionbudgets",

@@ -44,10 +44,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [disagg.dev]
   resources: [disaggrolescalers/status]
   verbs: [patch]
-# Pods are created and deleted, never changed.
+# Pods are created and deleted, never changed; their readiness gate is a condition of the status.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 # Server-side apply needs create and patch.
 - apiGroups: [""]
   resources: [services]

@@ -29,6 +29,8 @@ def served(kubectl):
     manifest = demo.example(NAME)
     manifest["spec"].setdefault("transfer", {})["faultSwitch"] = "Enabled"
     manifest["spec"]["transfer"]["timeouts"] = {"stateTypes": {"mamba": LONG_DEADLINE}}
+    # What heals below has passed the pods' readiness gates, too.
+    manifest["spec"]["transfer"]["preflight"] = {"mode": "Required"}
     kubectl.apply(manifest)
     demo.wait_ready(kubectl, NAME)
     return kubectl
@@ -119,6 +121,13 @@ def heals(kubectl, expected):
         lambda found: seen.is_true(found, "Ready") and seen.is_true(found, "TransferHealthy"),
         STATUS_S,
     )
+
+
+def test_pods_are_ready_because_state_was_seen_to_move(served, prefill, decode):
+    for pod in (prefill, decode):
+        conditions = served.get("pod", pod)["status"]["conditions"]
+        (gate,) = (item for item in conditions if item["type"] == "disagg.dev/state-moves")
+        assert (gate["status"], gate["reason"]) == ("True", "StateMoves")
 
 
 def test_a_killed_prefill_agent_is_told(served, stuck, prefill, decode, expected):

@@ -54,8 +54,8 @@ class PreflightSpec(ApiModel):
 
     mode: Literal["Observe", "Required", "Off"] = Field(
         "Observe",
-        description="Observe: tell what was found. Required: pods are not Ready before every peer"
-        " has passed. Off: pull nothing.",
+        description="Observe: tell what was found. Required: pods are Ready only where state was"
+        " seen to move; they carry the readiness gate disagg.dev/state-moves. Off: pull nothing.",
     )
     canary_interval: Duration = Field(
         "30s",

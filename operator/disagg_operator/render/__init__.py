@@ -3,7 +3,7 @@
 from disagg_operator.render.agents import state_types, transport_policy
 from disagg_operator.render.guards import disruption_budget, role_policy, router_policy
 from disagg_operator.render.images import Images
-from disagg_operator.render.pods import pod
+from disagg_operator.render.pods import pod, pod_gate
 from disagg_operator.render.revisions import revision
 from disagg_operator.render.routers import (
     router_deployment,
@@ -21,6 +21,7 @@ __all__ = [
     "leader_selector",
     "peer_service",
     "pod",
+    "pod_gate",
     "revision",
     "role_policy",
     "role_scaler",

@@ -10,6 +10,7 @@ from disagg_operator.render.metadata import labels, metadata
 from disagg_operator.render.overlay import merged
 from disagg_operator.render.profiles import Profile, profile
 from disagg_operator.render.slots import Slot
+from disagg_operator.timestamps import timestamp_s
 
 Object = dict[str, Any]
 
@@ -35,6 +36,32 @@ def pod(
         "kind": "Pod",
         "metadata": layered["metadata"],
         "spec": layered["spec"],
+    }
+
+
+def pod_gate(
+    deployment: Deployment,
+    *,
+    pod: str,
+    uid: str,
+    is_open: bool,
+    reason: str,
+    message: str,
+    now: float,
+) -> Object:
+    """What the status of a pod with a gate is told; the rest of it is the kubelet's."""
+    condition = {
+        "type": names.GATE_STATE_MOVES,
+        "status": "True" if is_open else "False",
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": timestamp_s(now),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": pod, "namespace": deployment.namespace, "uid": uid},
+        "status": {"conditions": [condition]},
     }
 
 
@@ -81,12 +108,19 @@ def _owned(slot: Slot, *, profile: Profile) -> Object:
         "metadata": metadata(slot.deployment, name=slot.name, labels=own),
         "spec": {
             "restartPolicy": "Always",
+            **_gates(slot),
             "hostname": slot.name,
             "subdomain": slot.service,
             "containers": [engine],
             "volumes": _volumes(slot, profile=profile),
         },
     }
+
+
+def _gates(slot: Slot) -> Object:
+    """Opened by the operator, once agents have seen state move."""
+    required = slot.deployment.spec.transfer.preflight.mode == "Required"
+    return {"readinessGates": [{"conditionType": names.GATE_STATE_MOVES}]} if required else {}
 
 
 def _volumes(slot: Slot, *, profile: Profile) -> list[Object]:

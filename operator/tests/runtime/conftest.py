@@ -15,7 +15,7 @@ from disagg_operator.intents import (
     CreateScaler,
     Delete,
     EnsureKey,
-    TellScaler,
+    Tell,
 )
 from disagg_operator.kinds import Kind
 from disagg_operator.observe import (
@@ -62,6 +62,7 @@ class ClusterModel:
         self.now = NOW
         self.restarts = {}
         self.progress = None
+        self.views = {}
 
     def of(self, kind):
         return {name: body for (known, name), body in self.objects.items() if known is kind}
@@ -89,6 +90,7 @@ class ClusterModel:
             keys=self.keys,
             restarts=self.restarts,
             progress=self.progress,
+            views=self.views,
             now=self.now,
         )
 
@@ -107,9 +109,11 @@ class ClusterModel:
             case CreateScaler(name=name, body=body):
                 assert (Kind.SCALER, name) not in self.objects, f"{name} created twice"
                 self.put(Kind.SCALER, name, body)
-            case TellScaler(name=name, body=body):
+            case Tell(kind=kind, name=name, body=body):
                 assert "spec" not in body
-                self.objects[Kind.SCALER, name]["status"] = body["status"]
+                told = self.objects[kind, name]
+                assert body["metadata"]["uid"] == told["metadata"]["uid"]
+                told["status"] = _with_conditions(told["status"], body["status"])
             case EnsureKey(revision=revision, service=service):
                 assert (Kind.SERVICE, service) in self.objects
                 self.keys |= {revision}
@@ -147,6 +151,13 @@ class ClusterModel:
         raise AssertionError(f"no end after {rounds} rounds: {plan.intents}")
 
 
+def _with_conditions(known, told):
+    """As the server merges what is applied: conditions by type."""
+    types = {item["type"] for item in told.get("conditions", ())}
+    kept = [item for item in known.get("conditions", ()) if item["type"] not in types]
+    return {**known, **told, "conditions": [*kept, *told.get("conditions", ())]}
+
+
 def running_status(pod, *, ready=True):
     containers = [
         *pod["spec"].get("initContainers", ()),
@@ -154,16 +165,26 @@ def running_status(pod, *, ready=True):
     ]
     sidecar = [container_status(c["name"], c["image"], ready=ready) for c in containers]
     split = len(pod["spec"].get("initContainers", ()))
+    gates = gate_conditions(pod)
+    ready = ready and all(gate["status"] == "True" for gate in gates)
     return {
         "phase": "Running",
         "podIP": "10.0.0.1",
         "conditions": [
             {"type": "PodScheduled", "status": "True"},
             {"type": "Ready", "status": "True" if ready else "False"},
+            *gates,
         ],
         "initContainerStatuses": sidecar[:split],
         "containerStatuses": sidecar[split:],
     }
+
+
+def gate_conditions(pod):
+    """Of each readiness gate; the kubelet takes one that nobody has told of for closed."""
+    known = {item["type"]: item for item in pod.get("status", {}).get("conditions", ())}
+    gates = [gate["conditionType"] for gate in pod["spec"].get("readinessGates", ())]
+    return [known.get(gate, {"type": gate, "status": "False"}) for gate in gates]
 
 
 def container_status(name, image="image:1", *, ready=True, **fields):
@@ -337,5 +358,6 @@ class World:
 @pytest.fixture
 def world(cluster, deployment):
     found = World(cluster=cluster, deployment=deployment(model={"stateTypes": ["kv", "mamba"]}))
+    cluster.views = found.views
     cluster.converge(found.deployment)
     return found

@@ -128,6 +128,7 @@ async def test_pass_before_the_watch_creates_nothing_twice(
             keys=frozenset(outcome.keys),
             restarts={},
             progress=None,
+            views={},
             now=1.0,
         ).intents
         == ()

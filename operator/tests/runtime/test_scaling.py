@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator import names, render
-from disagg_operator.intents import CreateScaler, Delete, TellScaler
+from disagg_operator.intents import CreateScaler, Delete, Tell
 from disagg_operator.kinds import Kind
 
 EXTERNAL = {"replicas": 2, "scaling": {"mode": "External"}}
@@ -23,7 +23,7 @@ def scale(cluster, replicas):
 
 
 def of_scalers(plan):
-    return [i for i in plan.intents if isinstance(i, CreateScaler | TellScaler)]
+    return [i for i in plan.intents if isinstance(i, CreateScaler | Tell)]
 
 
 def test_a_role_of_its_own_number_has_no_scaler(cluster, deployment):
@@ -129,7 +129,7 @@ def test_a_steady_scaler_is_not_written(cluster, deployment):
     assert not cluster.decide(wanted).intents
     cluster.objects[SCALER]["status"] = {}
     (told,) = cluster.decide(wanted).intents
-    assert isinstance(told, TellScaler)
+    assert isinstance(told, Tell)
     assert told.body["metadata"]["uid"] == cluster.objects[SCALER]["metadata"]["uid"]
 
 
