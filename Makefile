@@ -42,6 +42,8 @@ demo: setup ## Serve four hybrid models through the cluster, then break one stat
 test: test-unit test-cluster ## All tests, end to end included
 
 test-unit: setup ## Tests that need no node: pure logic, real processes on loopback, a real API server
+	@# Minutes on a new machine, so not within the time limit of the first test that needs them.
+	@$(BIN)/python -m disagg_cluster build >/dev/null
 	@$(BIN)/python -m pytest -m "not cluster"
 
 test-cluster: setup ## Tests in real pods on the embedded cluster

@@ -18,6 +18,7 @@ PACKAGES = (
     "transfer/disagg_transfer",
     "e2e/engine/disagg_engine",
     "e2e/cluster/disagg_cluster",
+    "e2e/cluster/disagg_fleet",
     "e2e/scenarios/disagg_scenarios",
     "e2e/bench/disagg_bench",
     "e2e/faults/disagg_faults",

@@ -1,16 +1,13 @@
 """Fixtures of the operator's tests: deployments, and a real API server with our CRD."""
 
-import time
-
 import pytest
-from kubernetes import client, config, utils
+from kubernetes import config
 
-from disagg_operator.api import crd
+from disagg_fleet import fleet
 from disagg_operator.api.resource import parse_deployment
 from disagg_operator.render import Images
 
 IMAGES = Images(agent="agent:1", engine="engine:1", router="router:1")
-ESTABLISHED_S = 30
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +37,8 @@ def deployment():
 
 @pytest.fixture(scope="session")
 def kubeconfig():
-    """Of a real API server, alone on this machine, with the CRD established."""
-    cluster = pytest.importorskip("disagg_cluster")
-    with cluster.control_plane() as path:
-        with config.new_client_from_config(str(path)) as api:
-            install_crd(api)
+    """Of a real API server that serves our kinds; it has no nodes."""
+    with fleet(nodes=0) as path:
         yield path
 
 
@@ -52,18 +46,3 @@ def kubeconfig():
 def api(kubeconfig):
     with config.new_client_from_config(str(kubeconfig)) as found:
         yield found
-
-
-def install_crd(api):
-    deadline = time.monotonic() + ESTABLISHED_S
-    extensions = client.ApiextensionsV1Api(api)
-    for document in crd.crds():
-        utils.create_from_dict(api, document)
-        name = document["metadata"]["name"]
-        while not is_established(extensions.read_custom_resource_definition(name)):
-            assert time.monotonic() < deadline, f"{name} was not established in time"
-
-
-def is_established(found):
-    conditions = found.status.conditions if found.status else None
-    return any(c.type == "Established" and c.status == "True" for c in conditions or ())

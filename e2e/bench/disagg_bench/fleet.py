@@ -16,11 +16,12 @@ from disagg_bench.fleet_agents import FakeAgents
 from disagg_bench.fleet_cluster import (
     NAMESPACE,
     FleetCluster,
-    OperatorProcess,
     await_that,
     fleet_cluster,
 )
+from disagg_bench.processes import resident_bytes
 from disagg_bench.rows import Row, at_least, at_most
+from disagg_fleet import OperatorProcess
 from disagg_operator import names
 
 NODES: Final = 50
@@ -39,7 +40,7 @@ def measure_fleet(folder: Path) -> Iterator[Row]:
     """100 deployments of 2P+2D beside 200 StatefulSets of 2 pods; then what they cost at rest."""
     with fleet_cluster(NODES) as cluster, FakeAgents() as agents:
         sets_s = _stateful_sets(cluster)
-        with OperatorProcess(cluster, folder, port=_free_port()) as operator:
+        with _operator(cluster, folder) as operator:
             _warm_up(cluster)
             ours_s = _deployments(cluster, range(DEPLOYMENTS))
             yield Row(name="fleet/statefulsets-ready", value=sets_s, unit="s")
@@ -52,6 +53,16 @@ def measure_fleet(folder: Path) -> Iterator[Row]:
             yield _idle(cluster)
             yield from _large(cluster, agents, operator)
         yield from _restarted(cluster, folder)
+
+
+def _operator(cluster: FleetCluster, folder: Path) -> OperatorProcess:
+    return OperatorProcess(
+        cluster.kubeconfig,
+        namespace=NAMESPACE,
+        log=folder / "operator.log",
+        port=_free_port(),
+        log_level="WARNING",
+    )
 
 
 def _free_port() -> int:
@@ -257,7 +268,7 @@ def _large(cluster: FleetCluster, agents: FakeAgents, operator: OperatorProcess)
     name = f"fleet/{LARGE}-deployments"
     yield Row(
         name=f"{name}-memory",
-        value=operator.resident_bytes / 1e6,
+        value=resident_bytes(operator.pid) / 1e6,
         unit="MB",
         target=at_most(400),
     )
@@ -294,7 +305,7 @@ def _change(cluster: FleetCluster, *, name: str) -> Row:
 def _restarted(cluster: FleetCluster, folder: Path) -> Iterator[Row]:
     """A fresh operator over the large fleet: until it has looked at every resource."""
     started = time.monotonic()
-    with OperatorProcess(cluster, folder, port=_free_port()) as operator:
+    with _operator(cluster, folder) as operator:
         await_that(
             "one pass over every resource",
             lambda: operator.metric("disagg_operator_reconcile_total") >= LARGE,

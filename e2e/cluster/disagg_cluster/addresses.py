@@ -17,8 +17,6 @@ BRIDGE = "disagg0"
 POD_NETWORK = "198.18.0.0/16"
 LAST_REAL_POD_ADDRESS = "198.18.127.254"
 KWOK_POD_NETWORK = "198.18.128.0/17"  # said by simulated pods, answered by nothing
-# Where whoever simulates the pods can answer for them, with one socket and without root.
-KWOK_LOOPBACK_NETWORK = "127.64.0.0/10"
 NODE_ADDRESS = "198.18.0.1"  # the bridge's own: pods reach the API server, DNS and kubelet here
 NODE_PREFIX = 16
 SERVICE_NETWORK = "198.19.0.0/16"
@@ -58,6 +56,14 @@ class Ports:
                 one.bind((LOOPBACK, 0))
             numbers = [int(one.getsockname()[1]) for one in sockets]
         return cls(**dict(zip((field.name for field in fields(cls)), numbers, strict=True)))
+
+
+def kwok_loopback_network(ports: Ports) -> str:
+    """Where whoever simulates the pods can answer for them, without root.
+
+    One of 64 by the cluster's ports: two clusters on a machine would give the same addresses.
+    """
+    return f"127.{64 + ports.kwok % 64}.0.0/16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from disagg_cluster.addresses import (
-    KWOK_LOOPBACK_NETWORK,
     KWOK_POD_NETWORK,
     LOOPBACK,
     NODE_ADDRESS,
     Settings,
+    kwok_loopback_network,
 )
 from disagg_cluster.api import ApiClient, is_healthy
 from disagg_cluster.binaries import KWOK, module_folder
@@ -77,6 +77,7 @@ def write_kwok_files(layout: Layout) -> None:
 def kwok(layout: Layout, binaries: Path, settings: Settings) -> Component:
     ports = settings.ports
     stages = layout.configs / "kwok.yaml"
+    loopback = settings.kwok_on_loopback
     program = Program(
         name="kwok",
         argv=(
@@ -84,7 +85,7 @@ def kwok(layout: Layout, binaries: Path, settings: Settings) -> Component:
             f"--kubeconfig={layout.kubeconfigs / 'kwok.yaml'}",
             f"--config={stages}",
             f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
-            f"--cidr={KWOK_LOOPBACK_NETWORK if settings.kwok_on_loopback else KWOK_POD_NETWORK}",
+            f"--cidr={kwok_loopback_network(ports) if loopback else KWOK_POD_NETWORK}",
             f"--node-ip={NODE_ADDRESS}",
             f"--node-lease-duration-seconds={LEASE_S}",
             f"--server-address={LOOPBACK}:{ports.kwok}",

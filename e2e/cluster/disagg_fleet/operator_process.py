@@ -1,0 +1,72 @@
+"""The operator as a process of this machine."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Final, Self
+
+_END_S: Final = 15.0
+
+
+class OperatorProcess:
+    """`python -m disagg_operator` against a cluster; use as a context manager."""
+
+    def __init__(
+        self, kubeconfig: Path, *, namespace: str, log: Path, port: int = 0, log_level: str = "INFO"
+    ) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        self._port = port
+        self._environment = {
+            **os.environ,
+            "KUBECONFIG": str(kubeconfig),
+            "DISAGG_AGENT_IMAGE": "agent:1",
+            "DISAGG_ENGINE_IMAGE": "engine:1",
+            "DISAGG_ROUTER_IMAGE": "router:1",
+            "DISAGG_WATCH_NAMESPACES": namespace,
+            "DISAGG_OPERATOR_PORT": str(port),
+            "DISAGG_LOG_LEVEL": log_level,
+        }
+
+    def __enter__(self) -> Self:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "disagg_operator"],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        """By SIGKILL: it has no chance to finish what it is at."""
+        self._process.kill()
+        self._process.wait()
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's series; 0 while the process does not answer yet."""
+        with contextlib.suppress(OSError):
+            url = f"http://127.0.0.1:{self._port}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+            return sum(
+                float(line.rpartition(" ")[2])
+                for line in lines
+                if line.partition("{")[0].partition(" ")[0] == name
+            )
+        return 0.0
