@@ -21,6 +21,7 @@ from disagg_operator.handlers import kopf_settings, registry_of
 from disagg_operator.leadership import Election
 from disagg_operator.metrics import Metrics
 from disagg_operator.reports import ReportFeed
+from disagg_operator.router_feed import RouterFeed
 from disagg_operator.runtime import Runtime, Wakeups
 from disagg_operator.settings import Settings, settings_from
 from disagg_operator.web import serve
@@ -103,6 +104,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Runtime]:
             settings=settings,
             gateway=gateway,
             feed=ReportFeed(session=session, wake=wakeups.wake),
+            routers=RouterFeed(session=session, wake=wakeups.wake),
             wakeups=wakeups,
             metrics=metrics,
             instance=socket.gethostname(),
@@ -112,6 +114,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Runtime]:
             yield runtime
         finally:
             await runtime.feed.close()
+            await runtime.routers.close()
             await web.cleanup()
 
 

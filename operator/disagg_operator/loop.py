@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from disagg_operator import names
+from disagg_operator import names, served
 from disagg_operator.api.resource import Deployment, InvalidDeploymentError, parse_deployment
 from disagg_operator.api.status import DisaggDeploymentStatus
 from disagg_operator.errors import ApiConflictError, ApiError, ApiForbiddenError
@@ -86,6 +86,7 @@ class ResourceLoop:
         self._expectations = Expectations()
         self._keys: frozenset[str] = frozenset()
         self._tally = Tally()
+        self._ledger = served.Ledger()
         self._failures = 0
         self._undone = 0
         self._ready_wait = ReadyWait()
@@ -104,6 +105,7 @@ class ResourceLoop:
                 await self._sleep(delay_s)
         finally:
             self._runtime.feed.forget(self._resource.owner)
+            self._runtime.routers.forget(self._resource.owner)
             self._runtime.wakeups.forget(self._resource.owner)
             self._runtime.metrics.statuses.pop(self._resource.owner, None)
 
@@ -154,6 +156,7 @@ class ResourceLoop:
         self, deployment: Deployment, observed: Observed, previous: DisaggDeploymentStatus
     ) -> tuple[Plan, Outcome]:
         self._runtime.feed.follow(self._resource.owner, _targets(observed))
+        self._runtime.routers.follow(self._resource.owner, _routers(observed))
         images = self._runtime.images
         plan = decide(
             deployment,
@@ -234,6 +237,8 @@ class ResourceLoop:
             previous=previous.transfer.state_types if previous.transfer else (),
             complete=len(views) == len(_targets(observed)),
         )
+        looks = self._runtime.routers.looks(self._resource.owner)
+        self._ledger = served.advance(self._ledger, looks, views)
         serving = serving_revision(deployment, observed, update=plan.update_revision)
         return Moment(
             deployment=deployment,
@@ -241,6 +246,7 @@ class ResourceLoop:
             plan=replace(plan, serving_revision=serving),
             views=views,
             tally=self._tally,
+            ledger=self._ledger,
             previous=previous,
             error=_error_finding(outcome.errors),
             now=self._runtime.clock(),
@@ -307,6 +313,14 @@ def _targets(observed: Observed) -> dict[str, Target]:
         and not pod.deleting
         and pod.agent is not None
         and pod.agent.running
+    }
+
+
+def _routers(observed: Observed) -> dict[str, str]:
+    return {
+        pod.uid: pod.ip
+        for pod in observed.pods.values()
+        if pod.role == names.ROUTER and pod.ip and pod.ready and not pod.deleting
     }
 
 

@@ -24,6 +24,7 @@ from disagg_operator.observe import AgentView, Observed
 from disagg_operator.plan import Plan, Progress
 from disagg_operator.preflight import preflight_finding, preflight_status
 from disagg_operator.render.routers import router_url
+from disagg_operator.served import Ledger
 from disagg_operator.step import Restarts, pods_wanted, ready_among, revisions
 from disagg_operator.tally import Tally
 from disagg_operator.timestamps import seconds, timestamp_s
@@ -44,6 +45,7 @@ class Moment:
     plan: Plan
     views: Mapping[str, AgentView]
     tally: Tally
+    ledger: Ledger
     previous: DisaggDeploymentStatus
     error: Finding | None
     now: float
@@ -55,9 +57,17 @@ class Moment:
             observed=self.observed,
             views=self.views,
             tally=self.tally,
+            ledger=self.ledger,
+            told=self._told(names.TRANSFER_HEALTHY),
             previous={row.type: row for row in rows},
             now=self.now,
         )
+
+    def _told(self, kind: str) -> Condition | None:
+        """The condition as it stands, if it is of the revision that serves now."""
+        if self.previous.current_revision != self.plan.serving_revision:
+            return None
+        return next((item for item in self.previous.conditions if item.type == kind), None)
 
 
 def parse_status(body: Mapping[str, object]) -> DisaggDeploymentStatus:

@@ -118,13 +118,13 @@ class ReportFeed:
 
     async def _ask(self, target: Target, cursor: int | None) -> Report:
         """Without a cursor the agent answers at once: the first time, and after a failure."""
-        url = f"http://{_host(target.ip)}:{target.port}{PATH_REPORT}"
+        url = f"http://{host(target.ip)}:{target.port}{PATH_REPORT}"
         query = {} if cursor is None else {"cursor": cursor, "wait_s": WAIT_S}
         timeout = aiohttp.ClientTimeout(total=WAIT_S + GRACE_S, sock_connect=CONNECT_TIMEOUT_S)
         async with self._session.get(url, params=query, timeout=timeout) as response:
             if response.status != 200:
                 raise ReportError(f"HTTP {response.status} from {url}")
-            return parse_report(await _bounded(response.content, url))
+            return parse_report(await bounded(response.content, url))
 
     def _failed(self, owner: Owner, pod: str, view: AgentView, error: Exception) -> None:
         failing_since = self._clock() if view.failing_since is None else view.failing_since
@@ -142,7 +142,7 @@ class ReportFeed:
             self._wake(owner)
 
 
-async def _bounded(content: aiohttp.StreamReader, url: str) -> bytes:
+async def bounded(content: aiohttp.StreamReader, url: str) -> bytes:
     """The whole body; whoever has the address of a pod that is gone may send without end."""
     body = bytearray()
     async for part in content.iter_any():
@@ -160,5 +160,5 @@ def _version(report: Report | None) -> tuple[str, int] | None:
     return None if report is None else (report.incarnation, report.cursor)
 
 
-def _host(ip: str) -> str:
+def host(ip: str) -> str:
     return f"[{ip}]" if ":" in ip else ip

@@ -9,6 +9,7 @@ from disagg_operator.gateway import Gateway
 from disagg_operator.metrics import Metrics
 from disagg_operator.render import Images
 from disagg_operator.reports import Owner, ReportFeed
+from disagg_operator.router_feed import RouterFeed
 from disagg_operator.settings import Settings
 
 
@@ -45,6 +46,7 @@ class Runtime:
     settings: Settings
     gateway: Gateway
     feed: ReportFeed
+    routers: RouterFeed
     wakeups: Wakeups
     metrics: Metrics
     instance: str

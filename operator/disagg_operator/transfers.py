@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from disagg_operator import names
-from disagg_operator.api.status import StateTypeStatus, TransferStatus
+from disagg_operator.api.status import Condition, StateTypeStatus, TransferStatus
 from disagg_operator.failures import Sighting, newest_failure, sightings, told, unhealed
 from disagg_operator.finding import Finding, Weight
 from disagg_operator.observe import AgentView, Observed
+from disagg_operator.served import LEAST, Ledger
 from disagg_operator.tally import Tally
 from disagg_operator.timestamps import seconds, timestamp
 from disagg_transfer.contract import STATE_TYPE_ALIASES, Cause, MismatchReport, Role
@@ -24,7 +25,9 @@ class Traffic:
     observed: Observed
     views: Mapping[str, AgentView]
     tally: Tally
+    ledger: Ledger
     previous: Mapping[str, StateTypeStatus]
+    told: Condition | None  # TransferHealthy as the status has it
     now: float
 
 
@@ -95,7 +98,11 @@ def _successes(
 
 def transfer_finding(traffic: Traffic) -> Finding:
     return (
-        _layouts(traffic) or _failing(traffic) or _unreachable(traffic) or _without_failure(traffic)
+        _layouts(traffic)
+        or _failing(traffic)
+        or _unreachable(traffic)
+        or _unasked(traffic)
+        or _without_failure(traffic)
     )
 
 
@@ -152,6 +159,25 @@ def _unreachable(traffic: Traffic) -> Finding | None:
         f" {traffic.views[pod].error}; check network policies for its port"
     )
     return _unhealthy(names.REASON_AGENT_UNREACHABLE, message, Weight.AGENT)
+
+
+def _unasked(traffic: Traffic) -> Finding | None:
+    """Requests are answered and no state moves: the engines do without their agents."""
+    idle = traffic.ledger.idle.keys() & traffic.observed.pods.keys()
+    told = traffic.told
+    if idle:
+        # Without the number, which would be written anew with every look.
+        message = (
+            f"decode pod {min(idle)} answered {LEAST} or more requests and no state was moved to"
+            " it: its engine does not ask its agent for any; look at the engine's transfer backend"
+        )
+        return _unhealthy(names.REASON_NO_TRANSFER_TRAFFIC, message, Weight.CONSEQUENCE)
+    if traffic.ledger.witnessed or told is None:
+        return None
+    if told.reason != names.REASON_NO_TRANSFER_TRAFFIC:
+        return None
+    # Found by an operator process before this one, and nothing has moved since.
+    return _unhealthy(told.reason, told.message, Weight.CONSEQUENCE)
 
 
 def _silent(traffic: Traffic) -> Iterator[tuple[str, float]]:

@@ -50,8 +50,12 @@ class Engine:
         settings = self.settings
         pools = PoolSet(layouts, max_pages=settings.max_pages, max_slots=settings.max_slots)
         self._session = AgentSession(settings, layouts, self._refusals)
-        kind = PrefillRole if settings.role == "prefill" else DecodeRole
-        self.flow = kind(runner, pools, self._session, settings)
+        if settings.fault_skip_transfer:
+            log.warning("FAULT: requests are answered without their state")
+            self.flow = MonoRole(runner)
+        else:
+            kind = PrefillRole if settings.role == "prefill" else DecodeRole
+            self.flow = kind(runner, pools, self._session, settings)
         self._session.start()
 
     def _without_dropped(self, layouts: tuple[ComponentLayout, ...]) -> tuple[ComponentLayout, ...]:

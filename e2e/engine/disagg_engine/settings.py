@@ -29,6 +29,7 @@ class Settings:
     queue_timeout_s: float = 10.0
     release_timeout_s: float = 600.0
     fault_drop_components: tuple[str, ...] = ()
+    fault_skip_transfer: bool = False
 
     @property
     def disaggregated(self) -> bool:
@@ -64,6 +65,11 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="FAULT, for tests only: register without this component and never transfer it",
+    )
+    add(
+        "--fault-skip-transfer",
+        action="store_true",
+        help="FAULT, for tests only: register, then answer without asking the agent for any state",
     )
     return parser
 

@@ -30,6 +30,7 @@ from disagg_operator.observe import (
 from disagg_operator.plan import decide
 from disagg_operator.report import Moment, status_of
 from disagg_operator.scaling import scaled
+from disagg_operator.served import Ledger
 from disagg_operator.tally import Tally, advance
 from disagg_operator.timestamps import timestamp_s
 from disagg_transfer.contract import (
@@ -314,6 +315,7 @@ class World:
     views: dict = field(default_factory=dict)
     previous: DisaggDeploymentStatus = field(default_factory=DisaggDeploymentStatus)
     tally: Tally = field(default_factory=Tally)
+    ledger: Ledger = field(default_factory=Ledger)
     now: float = NOW
     error: object = None
 
@@ -344,6 +346,7 @@ class World:
                 plan=plan,
                 views=self.views,
                 tally=self.tally,
+                ledger=self.ledger,
                 previous=self.previous,
                 error=self.error,
                 now=self.now,

@@ -66,6 +66,17 @@ class NoReports:
         pass
 
 
+class NoRouters:
+    def follow(self, owner, addresses):
+        pass
+
+    def looks(self, owner):
+        return {}
+
+    def forget(self, owner):
+        pass
+
+
 @pytest.fixture
 def gateway():
     return FakeGateway()
@@ -84,6 +95,7 @@ class Harness:
             settings=SETTINGS,
             gateway=gateway,
             feed=NoReports(),
+            routers=NoRouters(),
             wakeups=Wakeups(),
             metrics=Metrics(),
             instance="test",
