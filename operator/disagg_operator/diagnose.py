@@ -15,6 +15,7 @@ from disagg_operator.observe import (
     Observed,
     PodRecord,
 )
+from disagg_operator.rollout import Refresh
 from disagg_operator.step import Restarts, ready_groups, restart_policy
 from disagg_operator.timestamps import timestamp_s
 from disagg_transfer.contract import NotReady
@@ -44,7 +45,9 @@ def role_finding(
     counted = f"{ready} of {desired} {role} groups are ready"
     if ready == desired:
         return Finding(truth="True", reason=names.REASON_READY, message=counted)
-    problems = _role_problems(deployment, observed, views, role=role, revision=revision)
+    problems = _problems_of(
+        deployment, observed, views, role=role, revision=revision, groups=range(desired)
+    )
     held = _held_back(deployment, observed, restarts, role=role, revision=revision)
     worst = _worst([*problems, *held])
     return Finding(
@@ -53,6 +56,31 @@ def role_finding(
         message=f"{counted}; {worst.message}",
         weight=worst.weight,
     )
+
+
+def refresh_finding(
+    deployment: Deployment,
+    observed: Observed,
+    views: Mapping[str, AgentView],
+    *,
+    role: str,
+    revision: str,
+    refresh: Refresh,
+) -> Finding:
+    """Of a role whose pods are made anew; what the further groups wait for comes with it."""
+    counted = (
+        f"{refresh.done} of {len(refresh.groups)} {role} groups are made from the newest template"
+    )
+    problems = list(
+        _problems_of(
+            deployment, observed, views, role=role, revision=revision, groups=refresh.surge
+        )
+    )
+    worst = _worst(problems) if problems else None
+    said = f"{counted}; {worst.message}" if worst else counted
+    weight = worst.weight if worst else Weight.CONSEQUENCE
+    reason = worst.reason if worst else names.REASON_ROLLING_OUT
+    return Finding(truth="False", reason=reason, message=said, weight=weight)
 
 
 def router_finding(deployment: Deployment, observed: Observed, *, revision: str) -> Finding:
@@ -83,18 +111,18 @@ def router_finding(deployment: Deployment, observed: Observed, *, revision: str)
     return _problem(names.REASON_ROUTER_UNAVAILABLE, message, Weight.CONSEQUENCE)
 
 
-def _role_problems(
+def _problems_of(
     deployment: Deployment,
     observed: Observed,
     views: Mapping[str, AgentView],
     *,
     role: str,
     revision: str,
+    groups: Iterable[int],
 ) -> Iterator[Finding]:
-    spec = deployment.spec.role(role)
     held = held_pods(judged_pairs(views, observed))
-    for group in range(spec.replicas):
-        for rank in range(spec.nodes_per_replica):
+    for group in groups:
+        for rank in range(deployment.spec.role(role).nodes_per_replica):
             name = names.pod_name(
                 deployment.name, role=role, revision=revision, group=group, rank=rank
             )

@@ -40,10 +40,10 @@ from disagg_operator.report import (
     broken_status,
     progress_of,
     refused_status,
-    restarts_of,
     status_of,
 )
 from disagg_operator.reports import Target
+from disagg_operator.role_status import restarts_of
 from disagg_operator.runtime import Runtime
 from disagg_operator.scaling import scaled
 from disagg_operator.tally import Tally, advance

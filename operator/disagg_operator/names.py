@@ -43,6 +43,8 @@ LABEL_GROUP = f"{GROUP}/group"
 LABEL_RANK = f"{GROUP}/rank"
 # Five characters that name what the pods are made from (render.revision).
 LABEL_REVISION = f"{GROUP}/revision"
+# Five characters for what may differ within a revision (render.template); absent when nothing does.
+LABEL_TEMPLATE = f"{GROUP}/template"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
 LABEL_COMPONENT = "app.kubernetes.io/component"

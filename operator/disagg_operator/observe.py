@@ -55,6 +55,7 @@ class PodRecord:
     role: str
     group: int
     rank: int
+    template: str  # of its role when it was made
     phase: str
     ready: bool
     gate: bool | None  # whether its readiness gate is open; None for a pod that has none
@@ -205,6 +206,7 @@ def pod_record(body: Mapping[str, Any]) -> PodRecord:
         role=labels.get(names.LABEL_ROLE, ""),
         group=_number(labels.get(names.LABEL_GROUP)),
         rank=_number(labels.get(names.LABEL_RANK)),
+        template=labels.get(names.LABEL_TEMPLATE, ""),
         phase=status.get("phase", "Pending"),
         ready=_is_true(conditions, "Ready"),
         gate=_is_true(conditions, names.GATE_STATE_MOVES) if _gated(body) else None,
@@ -214,11 +216,14 @@ def pod_record(body: Mapping[str, Any]) -> PodRecord:
         ),
         node=body.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
-        unschedulable=(
-            scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else ""
-        ),
+        unschedulable=_unschedulable(scheduled),
         containers=_containers(status),
     )
+
+
+def _unschedulable(scheduled: Mapping[str, Any]) -> str:
+    waits = scheduled.get("status") != "True" and scheduled.get("reason") == "Unschedulable"
+    return str(scheduled.get("message", "")) if waits else ""
 
 
 def _is_true(conditions: Mapping[str, Mapping[str, Any]], kind: str) -> bool:

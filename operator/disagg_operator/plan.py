@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from disagg_operator import names, render
-from disagg_operator.api.quantities import duration_seconds, share_of
+from disagg_operator.api.quantities import share_of
 from disagg_operator.api.resource import Deployment
 from disagg_operator.drift import applied
 from disagg_operator.gates import gate_intents
@@ -22,9 +22,11 @@ from disagg_operator.intents import EnsureKey, Intent
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.members import group_intents
 from disagg_operator.observe import AgentView, Observed
+from disagg_operator.progress import Progress, deadline_s, progress_now
+from disagg_operator.refresh import refresh, refreshed
 from disagg_operator.render import Images
 from disagg_operator.retire import retired, side
-from disagg_operator.rollout import RoleCounts, Side, Targets, advance
+from disagg_operator.rollout import Refresh, RoleCounts, Side, Targets, advance
 from disagg_operator.scaling import scaler_intents
 from disagg_operator.step import (
     Restarts,
@@ -41,17 +43,6 @@ from disagg_operator.step import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a revision has come, and since when (Unix seconds) it has come no further."""
-
-    revision: str
-    step: int
-    steps: int
-    since: float
-    stalled: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Stages in order; the intents of one stage do not depend on one another."""
 
@@ -60,6 +51,7 @@ class Plan:
     stages: tuple[tuple[Intent, ...], ...]
     restarts: Restarts = field(default_factory=dict)  # after this plan, of the update revision
     progress: Progress | None = None  # None once a revision is alone and whole
+    refreshes: Mapping[str, Refresh] = field(default_factory=dict)
     wake_at: float | None = None  # when time alone changes the plan
 
     @property
@@ -82,7 +74,13 @@ def decide(
     update = render.revision(deployment, images=images)
     roles = {role: _counts(deployment, observed, role=role, update=update) for role in names.ROLES}
     reached = advance(roles, skew=deployment.spec.rollout.max_skew)
-    present = _progress(deployment, roles, reached, update=update, before=progress, now=now)
+    alone = not any(role.old.present for role in roles.values())
+    refreshes = _refreshes(deployment, observed, update=update, held=not alone)
+    present = progress_now(
+        deployment, roles, refreshes, reached=reached, update=update, before=progress, now=now
+    )
+    if present is not None and present.stalled:
+        refreshes = _refreshes(deployment, observed, update=update, held=True)
     step = Step(
         deployment=deployment,
         observed=observed,
@@ -90,12 +88,13 @@ def decide(
         keys=keys,
         update=update,
         targets=_targets(deployment, roles, present),
+        refreshes=refreshes,
         restarts=dict(restarts),
         views=views,
         now=now,
     )
     if present is not None and not present.stalled:
-        step.wakes.append(present.since + _deadline_s(deployment))
+        step.wakes.append(present.since + deadline_s(deployment))
     stages = () if deployment.spec.paused else tuple(filter(None, map(tuple, _stages(step))))
     return Plan(
         update_revision=update,
@@ -103,8 +102,18 @@ def decide(
         stages=stages,
         restarts=step.restarts,
         progress=present,
+        refreshes=refreshes,
         wake_at=min((at for at in step.wakes if at > now), default=None),
     )
+
+
+def _refreshes(
+    deployment: Deployment, observed: Observed, *, update: str, held: bool
+) -> dict[str, Refresh]:
+    return {
+        role: refresh(deployment, observed, role=role, update=update, held=held)
+        for role in names.ROLES
+    }
 
 
 def serving_revision(deployment: Deployment, observed: Observed, *, update: str) -> str:
@@ -155,36 +164,6 @@ def _targets(
     )
 
 
-def _progress(
-    deployment: Deployment,
-    roles: dict[str, RoleCounts],
-    reached: Targets,
-    *,
-    update: str,
-    before: Progress | None,
-    now: float,
-) -> Progress | None:
-    """None for a revision that is alone and was whole: what breaks later is no rollout."""
-    old = any(role.old.present for role in roles.values())
-    underway = before is not None and before.revision == update
-    begins = not any(role.new.present for role in roles.values())
-    if not old and (reached.step == reached.steps or not (underway or begins)):
-        return None
-    moved = before is None or before.revision != update or reached.step > before.step
-    since = now if moved or before is None else before.since
-    return Progress(
-        revision=update,
-        step=reached.step,
-        steps=reached.steps,
-        since=since,
-        stalled=now - since >= _deadline_s(deployment),
-    )
-
-
-def _deadline_s(deployment: Deployment) -> float:
-    return duration_seconds(deployment.spec.rollout.progress_deadline)
-
-
 def _stages(step: Step) -> Iterator[Iterable[Intent]]:
     yield _peer_services(step)
     yield _key(step)
@@ -192,6 +171,7 @@ def _stages(step: Step) -> Iterator[Iterable[Intent]]:
     yield _client_service(step)
     yield _guards(step)
     yield _surplus(step)
+    yield refreshed(step, router_outdated=_router_outdated(step))
     yield retired(step)
     yield scaler_intents(step)
     yield gate_intents(step)
@@ -228,7 +208,7 @@ def _key(step: Step) -> Iterator[Intent]:
 
 def _pods(step: Step) -> Iterator[Intent]:
     for role in names.ROLES:
-        for group in range(step.targets.new[role]):
+        for group in (*range(step.targets.new[role]), *step.refreshes[role].surge):
             yield from group_intents(step, role=role, group=group)
 
 
@@ -238,7 +218,10 @@ def _router(step: Step) -> Iterator[Intent]:
         alone = not any(step.targets.old.values()) or step.targets.steps == 0
         if alone or step.router is not None or step.targets.step > 0:
             body = render.router_deployment(
-                step.deployment, revision=step.update, images=step.images
+                step.deployment,
+                revision=step.update,
+                images=step.images,
+                groups={role: one.routed for role, one in step.refreshes.items()},
             )
             yield from applied(Kind.DEPLOYMENT, body, step.observed.routers)
     elif step.router is not None:
@@ -275,11 +258,10 @@ def _surplus(step: Step) -> Iterator[Intent]:
     """Groups above the wanted number, once no running router sends to them any more."""
     if _router_outdated(step):
         return
-    for role in names.ROLES:
-        replicas = step.deployment.spec.role(role).replicas
+    for role, one in step.refreshes.items():
         for pod in step.observed.role_pods(role, revision=step.update):
-            if not 0 <= pod.group < replicas and not pod.deleting:
-                yield deleted(pod, f"{role} has {replicas} replicas")
+            if pod.group not in one.groups and not pod.deleting:
+                yield deleted(pod, f"{role} has {one.asked} replicas")
 
 
 def _router_outdated(step: Step) -> bool:

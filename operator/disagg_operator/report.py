@@ -1,6 +1,6 @@
 """The status of a resource from everything that is known at one moment: pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -10,30 +10,27 @@ from disagg_operator.api.resource import Deployment
 from disagg_operator.api.status import (
     Condition,
     DisaggDeploymentStatus,
-    GroupStatus,
-    RoleStatus,
     RolloutStatus,
     RouterStatus,
 )
-from disagg_operator.diagnose import role_finding, router_finding
+from disagg_operator.diagnose import refresh_finding, role_finding, router_finding
 from disagg_operator.fabric import fabric_finding
 from disagg_operator.finding import Finding, Weight
-from disagg_operator.groups import Restart
 from disagg_operator.kinds import Json, ObjectReference
 from disagg_operator.observe import AgentView, Observed
-from disagg_operator.plan import Plan, Progress
+from disagg_operator.plan import Plan
 from disagg_operator.preflight import preflight_finding, preflight_status
+from disagg_operator.progress import Progress
 from disagg_operator.render.routers import router_url
+from disagg_operator.role_status import role_status
 from disagg_operator.served import Ledger
-from disagg_operator.step import Restarts, pods_wanted, ready_among, revisions
+from disagg_operator.step import pods_wanted
 from disagg_operator.tally import Tally
 from disagg_operator.timestamps import seconds, timestamp_s
 from disagg_operator.transfers import Traffic, transfer_finding, transfer_status
 
 # The API server refuses longer ones; a message beyond a screen helps nobody.
 MESSAGE_LIMIT = 1024
-REASON_LIMIT = 512
-GROUPS_LIMIT = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +98,10 @@ def status_of(moment: Moment) -> DisaggDeploymentStatus:
         state_types=deployment.spec.model.state_types,
         expected=pods_wanted(deployment),
     )
-    roles = [_role(moment, role) for role in names.ROLES]
+    roles = [
+        role_status(moment.deployment, moment.observed, moment.plan, role=role)
+        for role in names.ROLES
+    ]
     return DisaggDeploymentStatus(
         observed_generation=deployment.generation,
         phase=_phase(moment, findings),
@@ -223,7 +223,7 @@ def _ready(moment: Moment, findings: Mapping[str, Finding]) -> Finding:
 
 
 def _progressing(moment: Moment, progress: Progress) -> Finding:
-    counted = f"revision {progress.revision}: {progress.step} of {progress.steps} steps are ready"
+    counted = f"revision {progress.target}: {progress.step} of {progress.steps} steps are ready"
     if not progress.stalled:
         return Finding(truth="True", reason=names.REASON_ROLLING_OUT, message=counted)
     deadline = moment.deployment.spec.rollout.progress_deadline
@@ -241,7 +241,7 @@ def _rollout(progress: Progress | None) -> RolloutStatus | None:
     if progress is None:
         return None
     return RolloutStatus(
-        revision=progress.revision,
+        revision=progress.target,
         step=progress.step,
         steps=progress.steps,
         progress_time=timestamp_s(progress.since),
@@ -254,7 +254,7 @@ def progress_of(previous: DisaggDeploymentStatus) -> Progress | None:
     if known is None:
         return None
     return Progress(
-        revision=known.revision,
+        target=known.revision,
         step=known.step,
         steps=known.steps,
         since=seconds(known.progress_time),
@@ -264,7 +264,7 @@ def progress_of(previous: DisaggDeploymentStatus) -> Progress | None:
 def _rolling_out(moment: Moment) -> list[Finding]:
     plan = moment.plan
     if plan.serving_revision == plan.update_revision:
-        return []
+        return list(_refreshing(moment))
     message = (
         f"revision {plan.serving_revision or 'none'} serves until revision"
         f" {plan.update_revision} is ready"
@@ -277,6 +277,19 @@ def _rolling_out(moment: Moment) -> list[Finding]:
             weight=Weight.CONSEQUENCE,
         )
     ]
+
+
+def _refreshing(moment: Moment) -> Iterator[Finding]:
+    for role, one in moment.plan.refreshes.items():
+        if one.active:
+            yield refresh_finding(
+                moment.deployment,
+                moment.observed,
+                moment.views,
+                role=role,
+                revision=moment.plan.update_revision,
+                refresh=one,
+            )
 
 
 def _summary(moment: Moment) -> str:
@@ -293,60 +306,12 @@ def _phase(moment: Moment, findings: Mapping[str, Finding]) -> str:
     built = all(findings[part].truth == "True" for part in parts)
     if moment.error is not None or broken or (built and not _rolling_out(moment)):
         return names.PHASE_DEGRADED
-    groups = sum(_role(moment, role).ready for role in names.ROLES)
+    groups = sum(
+        role_status(moment.deployment, moment.observed, moment.plan, role=role).ready
+        for role in names.ROLES
+    )
     fresh = moment.previous.phase == names.PHASE_PENDING and groups == 0
     return names.PHASE_PENDING if fresh else names.PHASE_PROGRESSING
-
-
-def _role(moment: Moment, role: str) -> RoleStatus:
-    revision = moment.plan.update_revision
-    spec = moment.deployment.spec.role(role)
-    pods = moment.observed.role_pods(role, revision=revision)
-    complete = [
-        group
-        for group in range(spec.replicas)
-        if sum(pod.group == group for pod in pods) == spec.nodes_per_replica
-    ]
-    everywhere = (pod for pod in moment.observed.pods.values() if pod.role == role)
-    return RoleStatus(
-        name=role,
-        desired=spec.replicas,
-        ready=sum(
-            len(ready_among(moment.deployment, moment.observed, role=role, revision=each))
-            for each in revisions(moment.observed)
-        ),
-        updated=len(complete),
-        restarts=sum(record.restarts for pod in everywhere for record in pod.containers),
-        groups=_restarted(moment.plan.restarts, role=role),
-    )
-
-
-def _restarted(restarts: Restarts, *, role: str) -> tuple[GroupStatus, ...]:
-    found = [
-        GroupStatus(
-            group=group,
-            restarts=item.count,
-            time=timestamp_s(item.at),
-            reason=item.reason[:REASON_LIMIT],
-        )
-        for (known, group), item in restarts.items()
-        if known == role
-    ]
-    worst = sorted(found, key=lambda item: (-item.restarts, item.group))[:GROUPS_LIMIT]
-    return tuple(sorted(worst, key=lambda item: item.group))
-
-
-def restarts_of(previous: DisaggDeploymentStatus, *, revision: str) -> Restarts:
-    """What the status remembers of the revision's groups; another's restarts say nothing of it."""
-    if previous.update_revision != revision:
-        return {}
-    return {
-        (role.name, item.group): Restart(
-            count=item.restarts, at=seconds(item.time), reason=item.reason
-        )
-        for role in previous.roles
-        for item in role.groups
-    }
 
 
 def _routed(moment: Moment) -> str:

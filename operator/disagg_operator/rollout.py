@@ -8,6 +8,9 @@ role of one group could only be replaced by taking all the other role's capacity
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
+
+SURGE_FROM: Final = 1000  # the most replicas that a role may have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,32 @@ class Targets:
     old: Mapping[str, int]
     step: int
     steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refresh:
+    """One role. `groups` shall exist and `routed` be known to the router; of those of an older
+    template `broken` go now, and `leaving` once no router sends to them.
+    """
+
+    groups: tuple[int, ...]
+    routed: tuple[int, ...]
+    outdated: frozenset[int] = frozenset()
+    broken: frozenset[int] = frozenset()
+    leaving: frozenset[int] = frozenset()
+    done: int = 0  # groups that are ready and of the newest template
+
+    @property
+    def surge(self) -> tuple[int, ...]:
+        return tuple(group for group in self.groups if group >= SURGE_FROM)
+
+    @property
+    def asked(self) -> int:
+        return len(self.groups) - len(self.surge)
+
+    @property
+    def active(self) -> bool:
+        return bool(self.outdated or self.surge)
 
 
 def advance(roles: Mapping[str, RoleCounts], *, skew: int, stalled: bool = False) -> Targets:

@@ -19,7 +19,7 @@ from disagg_operator.observe import (
     ServiceRecord,
 )
 from disagg_operator.render import Images
-from disagg_operator.rollout import Targets
+from disagg_operator.rollout import Refresh, Targets
 
 Restarts = Mapping[tuple[str, int], Restart]  # by role and group
 
@@ -32,6 +32,7 @@ class Step:
     keys: frozenset[str]  # revisions whose key this process has created
     update: str
     targets: Targets
+    refreshes: Mapping[str, Refresh]
     restarts: dict[tuple[str, int], Restart]
     views: Mapping[str, AgentView]
     now: float

@@ -33,10 +33,20 @@ OTHER = {
     "an argument of one role": {"roles": {"decode": {"args": ["--x"]}}},
     "a deadline": {"transfer": {"timeouts": {"default": "5s"}}},
     "the fault switch": {"transfer": {"faultSwitch": "Enabled"}},
-    "a label on pods": {"roles": {"prefill": {"template": {"metadata": {"labels": {"a": "b"}}}}}},
-    "a field of the pods that we have no type for": {
-        "roles": {"prefill": {"template": {"spec": {"nodeSelector": {"a": "b"}}}}}
+    "another image of one role, by its overlay": {
+        "roles": {
+            "decode": {"template": {"spec": {"containers": [{"name": "engine", "image": "i"}]}}}
+        }
     },
+}
+OF_ONE_ROLE = {
+    "a label on pods": {"template": {"metadata": {"labels": {"a": "b"}}}},
+    "a field of the pods that we have no type for": {
+        "template": {"spec": {"nodeSelector": {"a": "b"}}}
+    },
+    "a container beside the engine": {"template": {"spec": {"containers": [{"name": "log"}]}}},
+    "a variable": {"env": [{"name": "A", "value": "1"}]},
+    "more memory": {"resources": {"limits": {"memory": "2Gi"}}},
 }
 
 
@@ -48,6 +58,20 @@ def test_stays_where_pods_stay(revision, spec):
 @pytest.mark.parametrize("spec", OTHER.values(), ids=OTHER.keys())
 def test_changes_where_pods_change(revision, spec):
     assert revision(**spec) != revision()
+
+
+@pytest.mark.parametrize("spec", OF_ONE_ROLE.values(), ids=OF_ONE_ROLE.keys())
+def test_what_pairs_as_before_changes_the_template_of_its_role_alone(revision, deployment, spec):
+    assert revision(roles={"decode": spec}) == revision()
+    changed = deployment(roles={"decode": spec})
+    assert render.template(changed, role="prefill") == ""
+    assert len(render.template(changed, role="decode")) == 5
+
+
+def test_an_overlay_of_the_engine_is_no_template_of_one_role(deployment):
+    overlay = {"spec": {"containers": [{"name": "engine", "image": "other"}]}}
+    changed = deployment(roles={"decode": {"template": overlay}})
+    assert render.template(changed, role="decode") == ""
 
 
 def test_changes_with_the_operators_default_images(deployment, images):

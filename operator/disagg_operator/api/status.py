@@ -56,7 +56,10 @@ class RoleStatus(ApiModel):
 class RolloutStatus(ApiModel):
     """A revision on its way."""
 
-    revision: str = Field(max_length=16, description="Which one.")
+    revision: str = Field(
+        max_length=16,
+        description="Which one; with + and its templates while pods of it are made anew.",
+    )
     step: Small = Field(description="Steps that are ready.")
     steps: Small = Field(description="Steps there are.")
     progress_time: Time = Field(description="When the last step was done.")

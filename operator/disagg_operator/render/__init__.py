@@ -4,7 +4,7 @@ from disagg_operator.render.agents import state_types, transport_policy
 from disagg_operator.render.guards import disruption_budget, role_policy, router_policy
 from disagg_operator.render.images import Images
 from disagg_operator.render.pods import pod, pod_gate
-from disagg_operator.render.revisions import revision
+from disagg_operator.render.revisions import revision, template
 from disagg_operator.render.routers import (
     router_deployment,
     router_service,
@@ -31,6 +31,7 @@ __all__ = [
     "router_service",
     "router_url",
     "state_types",
+    "template",
     "transport_policy",
     "trimmed_router",
 ]

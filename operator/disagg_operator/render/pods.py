@@ -9,6 +9,7 @@ from disagg_operator.render.images import Images
 from disagg_operator.render.metadata import labels, metadata
 from disagg_operator.render.overlay import merged
 from disagg_operator.render.profiles import Profile, profile
+from disagg_operator.render.revisions import template
 from disagg_operator.render.slots import Slot
 from disagg_operator.timestamps import timestamp_s
 
@@ -96,6 +97,8 @@ def _overlay(slot: Slot) -> Object:
 def _owned(slot: Slot, *, profile: Profile) -> Object:
     own = labels(slot.deployment, component=slot.role, revision=slot.revision)
     own |= {names.LABEL_GROUP: str(slot.group), names.LABEL_RANK: str(slot.rank)}
+    made_from = template(slot.deployment, role=slot.role)
+    own |= {names.LABEL_TEMPLATE: made_from} if made_from else {}
     mounts: list[Object] = [{"name": agents.RUN_VOLUME, "mountPath": agents.RUN_PATH}]
     if profile.shared_memory:
         mounts.append({"name": _SHARED_MEMORY, "mountPath": "/dev/shm"})  # noqa: S108

@@ -16,6 +16,7 @@ from disagg_operator.render.slots import leaders
 from disagg_transfer import contract
 
 Object = dict[str, Any]
+GroupsByRole = Mapping[str, Collection[int]]
 
 METRICS_PORT = 29000
 # A worker is out after two missed checks and in again after one good one. A request is tried once:
@@ -38,8 +39,11 @@ _FLAGS = (
 )
 
 
-def router_deployment(deployment: Deployment, *, revision: str, images: Images) -> Object:
-    """Deployment of the router with the workers of this revision, for router.type sglang.
+def router_deployment(
+    deployment: Deployment, *, revision: str, images: Images, groups: GroupsByRole | None = None
+) -> Object:
+    """Deployment of the router with the workers of this revision, for router.type sglang: those of
+    `groups`, or every one that is asked for.
 
     No pods while the deployment is scaled to zero.
     """
@@ -62,7 +66,9 @@ def router_deployment(deployment: Deployment, *, revision: str, images: Images) 
                 },
                 "template": {
                     "metadata": {"labels": own},
-                    "spec": _pod_spec(deployment, revision=revision, images=images),
+                    "spec": _pod_spec(
+                        deployment, images=images, workers=_workers(deployment, revision, groups)
+                    ),
                 },
             },
         }
@@ -134,7 +140,7 @@ def router_url(deployment: Deployment) -> str:
     return f"http://{deployment.name}.{deployment.namespace}.svc:{deployment.spec.router.port}"
 
 
-def _pod_spec(deployment: Deployment, *, revision: str, images: Images) -> Object:
+def _pod_spec(deployment: Deployment, *, images: Images, workers: Sequence[str]) -> Object:
     secrets = [{"name": item.name} for item in deployment.spec.engine.image_pull_secrets]
     return {
         **({"imagePullSecrets": secrets} if secrets else {}),
@@ -143,12 +149,12 @@ def _pod_spec(deployment: Deployment, *, revision: str, images: Images) -> Objec
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": RESTRICTED_POD,
-        "containers": [_container(deployment, revision=revision, images=images)],
+        "containers": [_container(deployment, images=images, workers=workers)],
         "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
 
 
-def _container(deployment: Deployment, *, revision: str, images: Images) -> Object:
+def _container(deployment: Deployment, *, images: Images, workers: Sequence[str]) -> Object:
     port = deployment.spec.router.port
     return {
         "name": names.CONTAINER_ROUTER,
@@ -157,7 +163,7 @@ def _container(deployment: Deployment, *, revision: str, images: Images) -> Obje
         # The container's last words, for the condition that tells of its crash.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "command": ["python3", "-m", "sglang_router.launch_router"],
-        "args": _args(deployment, revision=revision),
+        "args": _args(deployment, workers=workers),
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108
         "ports": [
             {"name": "http", "containerPort": port, "protocol": "TCP"},
@@ -180,14 +186,20 @@ def _drain_s(deployment: Deployment) -> int:
     return math.ceil(duration_seconds(deployment.spec.rollout.drain))
 
 
-def _args(deployment: Deployment, *, revision: str) -> list[str]:
+def _workers(deployment: Deployment, revision: str, groups: GroupsByRole | None) -> list[str]:
     """Exactly the workers of this revision: no request pairs pods of two revisions."""
-    args = ["--pd-disaggregation"]
-    engine = deployment.spec.engine.port
-    for slot in leaders(deployment, role=names.PREFILL, revision=revision):
-        args += ["--prefill", f"http://{slot.address}:{engine}", str(contract.CONTROL_PORT)]
-    for slot in leaders(deployment, role=names.DECODE, revision=revision):
-        args += ["--decode", f"http://{slot.address}:{engine}"]
+    flags: list[str] = []
+    for role, more in ((names.PREFILL, [str(contract.CONTROL_PORT)]), (names.DECODE, [])):
+        asked = range(deployment.spec.role(role).replicas)
+        chosen = sorted(groups[role]) if groups is not None else asked
+        for slot in leaders(deployment, role=role, revision=revision, groups=chosen):
+            url = f"http://{slot.address}:{deployment.spec.engine.port}"
+            flags += [f"--{role}", url, *more]
+    return flags
+
+
+def _args(deployment: Deployment, *, workers: Sequence[str]) -> list[str]:
+    args = ["--pd-disaggregation", *workers]
     args += ["--shutdown-grace-period-secs", str(_drain_s(deployment))]
     args += ["--host", "0.0.0.0", "--port", str(deployment.spec.router.port)]  # noqa: S104
     return [*args, *(part for flag in _FLAGS for part in flag), *deployment.spec.router.args]

@@ -1,5 +1,6 @@
 """A slot: the place of one pod in a deployment, and the names that follow from it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from disagg_operator import names
@@ -49,9 +50,11 @@ class Slot:
         )
 
 
-def leaders(deployment: Deployment, *, role: str, revision: str) -> tuple[Slot, ...]:
-    """Rank 0 of every group: the pods that serve HTTP."""
+def leaders(
+    deployment: Deployment, *, role: str, revision: str, groups: Iterable[int]
+) -> tuple[Slot, ...]:
+    """Rank 0 of each group: the pods that serve HTTP."""
     return tuple(
         Slot(deployment=deployment, role=role, group=group, rank=0, revision=revision)
-        for group in range(deployment.spec.role(role).replicas)
+        for group in groups
     )

@@ -9,7 +9,7 @@ from disagg_operator import names
 from disagg_operator.groups import FORMING_S, STUCK_S, Policy, Restart
 from disagg_operator.intents import CreatePod, Delete
 from disagg_operator.kinds import Kind
-from disagg_operator.report import restarts_of
+from disagg_operator.role_status import restarts_of
 from disagg_operator.timestamps import timestamp_s
 
 BARE = {"router": {"type": "external"}}

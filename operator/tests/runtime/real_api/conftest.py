@@ -61,6 +61,9 @@ class FakeKubelet:
                 if waits and not self.paused:
                     with contextlib.suppress(client.ApiException):
                         await self.start(pod)
+                elif pod.spec.readiness_gates:
+                    with contextlib.suppress(client.ApiException):
+                        await self.follow_gates(pod)
             await asyncio.sleep(0.05)
 
     async def start(self, pod):
@@ -71,12 +74,29 @@ class FakeKubelet:
             ],
             "containers": [{"name": c.name, "image": c.image} for c in pod.spec.containers],
         }
-        status = self.statuses["running"]({"spec": spec})
+        gates = [{"conditionType": g.condition_type} for g in pod.spec.readiness_gates or ()]
+        status = self.statuses["running"]({"spec": {**spec, "readinessGates": gates}})
         status["podIP"] = f"127.77.{number // 250}.{number % 250 + 1}"
         status["podIPs"] = [{"ip": status["podIP"]}]
         await self.core.patch_namespaced_pod_status(
             pod.metadata.name, self.namespace, {"status": status}
         )
+
+    async def follow_gates(self, pod):
+        """Ready as the gates are, and scheduled, which the scheduler without a node denies once
+        more after the pod was started.
+        """
+        told = {item.type: item.status for item in pod.status.conditions or ()}
+        gates = [told.get(gate.condition_type) for gate in pod.spec.readiness_gates]
+        ready = "True" if set(gates) == {"True"} else "False"
+        wanted = {"Ready": ready, "PodScheduled": "True"}
+        if any(told.get(kind) not in {None, status} for kind, status in wanted.items()):
+            conditions = [{"type": kind, "status": status} for kind, status in wanted.items()]
+            await self.core.patch_namespaced_pod_status(
+                pod.metadata.name,
+                self.namespace,
+                {"status": {"conditions": conditions}},
+            )
 
 
 class FakeAgent:
@@ -312,16 +332,29 @@ async def ready(resource, kubelet, operator):
 
 
 @pytest.fixture
-async def agents(ready, reported):
-    """A fake agent in each pod, by role."""
+async def agents_of(reported):
+    """Puts a fake agent into each pod of a resource, once it runs; by role."""
     started = {}
-    for role, pod in (await ready.agents()).items():
-        first = reported.report(pod.metadata.name, role=role)
-        started[role] = FakeAgent(pod.metadata.name, pod.status.pod_ip, first)
-        await started[role].start()
-    yield started
+
+    async def agents_of(resource):
+        async def run():
+            pods = await resource.agents()
+            return len(pods) == 2 and all(pod.status.pod_ip for pod in pods.values()) and pods
+
+        for role, pod in (await until(run, what="both pods run")).items():
+            first = reported.report(pod.metadata.name, role=role)
+            started[role] = FakeAgent(pod.metadata.name, pod.status.pod_ip, first)
+            await started[role].start()
+        return started
+
+    yield agents_of
     for agent in started.values():
         await agent.runner.cleanup()
+
+
+@pytest.fixture
+async def agents(ready, agents_of):
+    return await agents_of(ready)
 
 
 @pytest.fixture
