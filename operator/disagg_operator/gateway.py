@@ -30,7 +30,7 @@ from disagg_operator.errors import (
 )
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.metrics import Metrics
-from disagg_operator.pacing import TokenBucket, backoff_s
+from disagg_operator.pacing import TokenBucket, Turns, backoff_s
 
 CONCURRENCY = 16
 # A serial client creates about 50 pods a second on one API server; 100 deployments at once need
@@ -75,7 +75,7 @@ class Gateway:
         self._client = ApiClient(configuration)
         self._client.user_agent = names.FIELD_MANAGER
         self._metrics = metrics
-        self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._turns = Turns(CONCURRENCY)
         clock = asyncio.get_running_loop().time
         self._bucket = TokenBucket(rate=RATE_PER_S, burst=BURST, clock=clock)
         self._attempts = attempts
@@ -157,7 +157,7 @@ class Gateway:
         raise AssertionError("the last attempt returns or raises")
 
     async def _once(self, request: _Request) -> Json:
-        async with self._slots:
+        async with self._turns.take(_rank(request)):
             await self._bucket.take()
             if not self.permitted():
                 raise LeadershipLostError(f"{request.verb} {request.path}: not sent")
@@ -187,6 +187,13 @@ class Gateway:
         return _Answer(
             code=response.status, text=text, retry_after=response.headers.get("Retry-After", "")
         )
+
+
+def _rank(request: _Request) -> int:
+    """With a hundred resources at once the server is the bottleneck: what pods wait for, and what
+    people do, comes before what guards pods or speaks of them.
+    """
+    return int(request.kind in {Kind.DISRUPTION_BUDGET, Kind.NETWORK_POLICY, Kind.EVENT})
 
 
 def _apply(kind: Kind, body: Json, *, subresource: str) -> _Request:

@@ -56,6 +56,21 @@ def registry_of(runtime: Runtime) -> kopf.OperatorRegistry:
     return registry
 
 
+class NoDifferences(kopf.DiffBaseStorage):
+    """Kopf copies every object at every event to find what changed, a fifth of our processor time
+    with a hundred resources at once; we look at whole objects and ask for no difference.
+    """
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return kopf.BodyEssence()
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     # Only our own children are listed and watched; other filters of kopf act after the transfer.
@@ -73,6 +88,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
         prefix=names.GROUP, v1=False
     )
+    settings.persistence.diffbase_storage = NoDifferences()
     settings.background.cancellation_polling = 5
     return settings
 

@@ -1,7 +1,10 @@
-"""How fast we ask: a token bucket for requests, growing pauses for failures."""
+"""How fast we ask: turns and a token bucket for requests, growing pauses for failures."""
 
 import asyncio
-from collections.abc import Callable
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 
@@ -37,3 +40,40 @@ class TokenBucket:
         self._updated = now
         self._tokens -= 1.0
         return max(0.0, -self._tokens / self.rate)
+
+
+class Turns:
+    """At most `limit` at a time; who waits is served by rank, the lowest first, then in order."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+
+    @asynccontextmanager
+    async def take(self, rank: int) -> AsyncIterator[None]:
+        await self._wait(rank)
+        try:
+            yield
+        finally:
+            self._free += 1
+            self._admit()
+
+    async def _wait(self, rank: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (rank, next(self._numbers), turn))
+        self._admit()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it had been given the turn
+                self._free += 1
+                self._admit()
+            raise
+
+    def _admit(self) -> None:
+        while self._free and self._waiting:
+            _, _, turn = heapq.heappop(self._waiting)
+            if not turn.done():
+                self._free -= 1
+                turn.set_result(None)

@@ -75,19 +75,20 @@ def _stateful_sets(cluster: FleetCluster) -> float:
     apps = client.AppsV1Api(cluster.api)
     started = time.monotonic()
     _each(range(2 * DEPLOYMENTS), lambda n: apps.create_namespaced_stateful_set(NAMESPACE, _set(n)))
-    wanted = _PODS_EACH * DEPLOYMENTS
-    await_that(
-        "pods of the StatefulSets",
-        lambda: cluster.ready_pods("app=plain") >= wanted,
-        within_s=_LIMIT_S,
-    )
+    cluster.await_ready_pods("app=plain", _PODS_EACH * DEPLOYMENTS, within_s=_LIMIT_S)
     taken_s = time.monotonic() - started
     apps.delete_collection_namespaced_stateful_set(NAMESPACE, propagation_policy="Background")
-    await_that(
-        "the StatefulSets are gone",
-        lambda: not cluster.core.list_namespaced_pod(NAMESPACE, limit=1).items,
-        within_s=_LIMIT_S,
-    )
+    # The garbage collector takes their pods and revisions one by one.
+    for left in (
+        apps.list_namespaced_stateful_set,
+        apps.list_namespaced_controller_revision,
+        cluster.core.list_namespaced_pod,
+    ):
+        await_that(
+            "the StatefulSets are gone",
+            lambda left=left: not left(NAMESPACE, limit=1).items,  # type: ignore[misc]
+            within_s=_LIMIT_S,
+        )
     return taken_s
 
 
@@ -157,12 +158,7 @@ def _each(numbers: range, work: Any) -> None:
 def _deployments(cluster: FleetCluster, numbers: range, *, profile: str = "h200") -> float:
     started = time.monotonic()
     _each(numbers, lambda n: _create(cluster, _deployment(n, profile=profile)))
-    wanted = _PODS_EACH * numbers.stop
-    await_that(
-        f"{wanted} pods of the deployments",
-        lambda: cluster.ready_pods(_ROLE_PODS) >= wanted,
-        within_s=_LIMIT_S,
-    )
+    cluster.await_ready_pods(_ROLE_PODS, _PODS_EACH * numbers.stop, within_s=_LIMIT_S)
     taken_s = time.monotonic() - started
     await_that("every status is Ready", lambda: _all_ready(cluster, numbers), within_s=_LIMIT_S)
     return taken_s

@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -53,15 +53,33 @@ class FleetCluster:
         items: list[dict[str, Any]] = found["items"]
         return items
 
-    def ready_pods(self, selector: str) -> int:
-        found = self.core.list_namespaced_pod(
-            NAMESPACE, label_selector=selector, resource_version="0"
+    def await_ready_pods(self, selector: str, count: int, *, within_s: float) -> None:
+        """By a watch, read as plain JSON: listing hundreds of pods again and again would take one
+        of two cores from what is measured.
+        """
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:  # the server may end a watch at any time
+            ready: set[str] = set()
+            for kind, pod in self._watched(selector, within_s=deadline - time.monotonic()):
+                keep = kind != "DELETED" and _is_ready(pod)
+                (ready.add if keep else ready.discard)(pod["metadata"]["name"])
+                if len(ready) >= count:
+                    return
+        raise FleetError(f"not within {within_s:g} s: {count} ready pods of {selector}")
+
+    def _watched(self, selector: str, *, within_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Type and object of each event, those that are there first; until the server ends it."""
+        answer = self.core.list_namespaced_pod(
+            NAMESPACE,
+            label_selector=selector,
+            watch=True,
+            timeout_seconds=max(1, int(within_s)),
+            _preload_content=False,
         )
-        return sum(
-            condition.type == "Ready" and condition.status == "True"
-            for pod in found.items
-            for condition in pod.status.conditions or ()
-        )
+        with contextlib.closing(answer):
+            for line in _lines(answer.stream()):
+                event = json.loads(line)
+                yield event["type"], event["object"]
 
     def writes(self, agent: str) -> Counter[tuple[str, str]]:
         """(verb, resource) of every change that a user agent made, from the audit log."""
@@ -74,6 +92,18 @@ class FleetCluster:
                     target = event.get("objectRef", {})
                     counted[event["verb"], _resource(target)] += 1
         return counted
+
+
+def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for part in parts:
+        *whole, rest = (rest + part).split(b"\n")
+        yield from whole
+
+
+def _is_ready(pod: Mapping[str, Any]) -> bool:
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
 
 
 def _resource(target: Mapping[str, str]) -> str:
