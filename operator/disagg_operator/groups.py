@@ -90,7 +90,9 @@ def broken(group: Group, *, now: float) -> str:
             return f"pod {pod.name} is being deleted"
         if pod.engine is not None and pod.engine.restarts:
             return f"the engine of pod {pod.name} was restarted"
-    if group.missing and pods and now >= group.forming_until():
+    # Members of several nodes are ready only together, so a ready one has lost the missing one.
+    formed = any(pod.ready for pod in pods) or now >= group.forming_until()
+    if group.missing and pods and formed:
         return f"the pod of rank {group.missing[0]} is gone"
     return ""
 

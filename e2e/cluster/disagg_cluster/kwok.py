@@ -17,6 +17,8 @@ from disagg_cluster.layout import Layout, write_when_changed
 from disagg_cluster.processes import Program
 
 ANNOTATION = "kwok.x-k8s.io/node"
+# On a node or pod: its kubelet is dead, and nothing answers for it any more.
+DEAD = "disagg.dev/dead"
 GPU_PRODUCT = "NVIDIA-H200"
 CAPACITY = {
     "cpu": "192",
@@ -86,6 +88,7 @@ def kwok(layout: Layout, binaries: Path, settings: Settings) -> Component:
             f"--config={stages}",
             f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
             f"--cidr={kwok_loopback_network(ports) if loopback else KWOK_POD_NETWORK}",
+            f"--disregard-status-with-annotation-selector={DEAD}=true",
             f"--node-ip={NODE_ADDRESS}",
             f"--node-lease-duration-seconds={LEASE_S}",
             f"--server-address={LOOPBACK}:{ports.kwok}",

@@ -79,16 +79,25 @@ def test_group_on_its_way_out_comes_back_only_whole(cluster, wide, ranks):
     assert cluster.decide(wide).intents == ()
 
 
-def test_member_not_created_yet_is_no_lost_one(cluster, wide, ranks):
+def test_member_not_created_yet_is_no_lost_one(cluster, wide, ranks, pod_statuses):
     later(cluster, FORMING_S - 1)
     del cluster.objects[Kind.POD, ranks[1]]
+    for pod in cluster.of(Kind.POD).values():
+        pod["status"] = pod_statuses["running"](pod, ready=False)
     plan = cluster.decide(wide)
     assert (made(plan), gone(plan)) == ([ranks[1]], [])
 
 
-def test_member_lost_later_restarts_the_group(cluster, wide, ranks):
+def test_member_lost_from_a_ready_group_restarts_it_at_once(cluster, wide, ranks):
+    del cluster.objects[Kind.POD, ranks[1]]
+    assert gone(cluster.decide(wide)) == [ranks[0], ranks[2]]
+
+
+def test_member_lost_later_restarts_the_group(cluster, wide, ranks, pod_statuses):
     later(cluster, FORMING_S)
     del cluster.objects[Kind.POD, ranks[1]]
+    for pod in cluster.of(Kind.POD).values():
+        pod["status"] = pod_statuses["running"](pod, ready=False)
     assert gone(cluster.decide(wide)) == [ranks[0], ranks[2]]
 
 

@@ -5,6 +5,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import random
 import threading
 import time
 import uuid
@@ -46,8 +47,10 @@ async def until(probe, *, what, within_s=DEADLINE_S):
 class FakeKubelet:
     """Makes every pod of the namespace run, each with an address of the loopback network."""
 
-    # Other tests on this machine may use other loopback addresses at the same port.
+    # Other tests on this machine may use other loopback addresses at the same port; those from
+    # 127.64.0.0 on are kwok's.
     addresses = itertools.count(2)
+    network = f"127.{random.randint(2, 63)}"
 
     def __init__(self, core, namespace, pod_statuses):
         self.core, self.namespace, self.statuses = core, namespace, pod_statuses
@@ -76,7 +79,7 @@ class FakeKubelet:
         }
         gates = [{"conditionType": g.condition_type} for g in pod.spec.readiness_gates or ()]
         status = self.statuses["running"]({"spec": {**spec, "readinessGates": gates}})
-        status["podIP"] = f"127.77.{number // 250}.{number % 250 + 1}"
+        status["podIP"] = f"{self.network}.{number // 250}.{number % 250 + 1}"
         status["podIPs"] = [{"ip": status["podIP"]}]
         await self.core.patch_namespaced_pod_status(
             pod.metadata.name, self.namespace, {"status": status}
@@ -311,16 +314,25 @@ class Resource:
     async def decode_is(self, ready):
         return (await self.status()).get("decode") == ready and await self.is_ready()
 
-    async def agents(self):
+    async def pods(self):
+        """Of both roles."""
         found = await self.clients.core.list_namespaced_pod(
             self.namespace, label_selector=f"{names.LABEL_ROLE} in (prefill,decode)"
         )
-        return {pod.metadata.labels[names.LABEL_ROLE]: pod for pod in found.items}
+        return found.items
+
+    async def agents(self):
+        return {pod.metadata.labels[names.LABEL_ROLE]: pod for pod in await self.pods()}
 
 
 @pytest.fixture
-def resource(clients, namespace):
-    return Resource(clients, namespace, "tiny-qwen3-next.yaml")
+def example():
+    return "tiny-qwen3-next.yaml"
+
+
+@pytest.fixture
+def resource(clients, namespace, example):
+    return Resource(clients, namespace, example)
 
 
 @pytest.fixture
@@ -329,6 +341,11 @@ async def ready(resource, kubelet, operator):
     await resource.apply()
     await until(resource.is_ready, what="the example is Ready")
     return resource
+
+
+@pytest.fixture(scope="session")
+def fake_agent():
+    return FakeAgent
 
 
 @pytest.fixture
