@@ -9,18 +9,20 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import aiohttp
 import kopf
 
 from disagg_operator import names
 from disagg_operator.credentials import client_configuration
-from disagg_operator.errors import LeadershipLostError, SettingsError
+from disagg_operator.errors import ApiForbiddenError, LeadershipLostError, SettingsError
 from disagg_operator.gateway import Gateway
 from disagg_operator.handlers import kopf_settings, registry_of
 from disagg_operator.leadership import Election
 from disagg_operator.metrics import Metrics
 from disagg_operator.reports import ReportFeed
+from disagg_operator.root_key import root_key
 from disagg_operator.router_feed import RouterFeed
 from disagg_operator.runtime import Runtime, Wakeups
 from disagg_operator.settings import Settings, settings_from
@@ -126,6 +128,7 @@ async def operate(
 ) -> None:
     """Until SIGTERM, or until `stop` is set; `ready` is set once everything is watched."""
     await _until_served(runtime.gateway)
+    runtime = await _rooted(runtime)
     namespaces = runtime.settings.namespaces
     await kopf.operator(
         registry=registry_of(runtime),
@@ -136,6 +139,23 @@ async def operate(
         stop_flag=stop,
         ready_flag=ready,
     )
+
+
+async def _rooted(runtime: Runtime) -> Runtime:
+    if runtime.settings.root_key is None:
+        logger.warning(
+            "DISAGG_ROOT_KEY is not set: keys are made anew whenever this process starts"
+        )
+        return runtime
+    namespace, name = runtime.settings.root_key
+    try:
+        root = await root_key(runtime.gateway, namespace=namespace, name=name)
+    except ApiForbiddenError as error:
+        raise SettingsError(
+            f"the root key cannot be had: {error}; the operator needs create on Secrets of"
+            f" {namespace}, and get on {name}, as the chart's Role has them"
+        ) from error
+    return replace(runtime, root=root)
 
 
 async def _until_served(gateway: Gateway) -> None:

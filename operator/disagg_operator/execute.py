@@ -21,6 +21,7 @@ from disagg_operator.intents import (
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.observe import Observed
 from disagg_operator.plan import Plan
+from disagg_operator.root_key import GENERATION, RootKey
 
 
 class Writer(Protocol):
@@ -54,7 +55,7 @@ class Execution:
     observed: Observed
     expectations: Expectations
     clock: Callable[[], float]
-    new_key: Callable[[], bytes]
+    root: RootKey
     stopped: Callable[[], bool]
     outcome: Outcome = field(default_factory=Outcome)
     _service_uids: dict[str, str] = field(default_factory=dict)
@@ -120,8 +121,10 @@ class Execution:
         return True
 
     async def _ensure_key(self, intent: EnsureKey) -> bool:
-        body = render.key_secret(self.deployment, revision=intent.revision, key=self.new_key())
-        body["metadata"]["ownerReferences"] = [self._service_owner(intent.service)]
+        owner = self._service_owner(intent.service)
+        keys = self.root.key_file(owner["uid"], generation=GENERATION)
+        body = render.key_secret(self.deployment, revision=intent.revision, keys=keys)
+        body["metadata"]["ownerReferences"] = [owner]
         try:
             await self.writer.create(Kind.SECRET, body)
         except AlreadyExistsError:

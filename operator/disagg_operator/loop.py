@@ -7,7 +7,6 @@ without harm.
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,13 +43,13 @@ from disagg_operator.report import (
 )
 from disagg_operator.reports import Target
 from disagg_operator.role_status import restarts_of
+from disagg_operator.root_key import GENERATION
 from disagg_operator.runtime import Runtime
 from disagg_operator.scaling import scaled
 from disagg_operator.tally import Tally, advance
 from disagg_operator.timestamps import seconds
 from disagg_operator.transfers import next_change_s
 
-KEY_BYTES = 32
 ERROR_BASE_S = 1.0
 ERROR_LIMIT_S = 60.0
 # A name that was taken, of a key or a pod, may be that of an object on its way out: look again
@@ -155,7 +154,9 @@ class ResourceLoop:
     async def _carry_out(
         self, deployment: Deployment, observed: Observed, previous: DisaggDeploymentStatus
     ) -> tuple[Plan, Outcome]:
-        self._runtime.feed.follow(self._resource.owner, _targets(observed))
+        self._runtime.feed.follow(
+            self._resource.owner, _targets(observed, tokens=self._tokens(observed))
+        )
         self._runtime.routers.follow(self._resource.owner, _routers(observed))
         images = self._runtime.images
         plan = decide(
@@ -174,13 +175,21 @@ class ResourceLoop:
             observed=observed,
             expectations=self._expectations,
             clock=self._runtime.clock,
-            new_key=lambda: secrets.token_bytes(KEY_BYTES),
+            root=self._runtime.root,
             stopped=self._stopped,
         )
         outcome = await execution.run(plan)
         self._keys |= outcome.keys
         self._count(outcome)
         return plan, outcome
+
+    def _tokens(self, observed: Observed) -> dict[str, str]:
+        """What opens the reports of the agents of each revision."""
+        return {
+            service.revision: self._runtime.root.report_token(service.uid, generation=GENERATION)
+            for service in observed.services.values()
+            if service.role == names.PREFILL
+        }
 
     def _observed(self, snapshot: Snapshot) -> Observed:
         observed = observe(
@@ -235,7 +244,7 @@ class ResourceLoop:
             self._tally,
             views,
             previous=previous.transfer.state_types if previous.transfer else (),
-            complete=len(views) == len(_targets(observed)),
+            complete=len(views) == len(_targets(observed, tokens={})),
         )
         looks = self._runtime.routers.looks(self._resource.owner)
         self._ledger = served.advance(self._ledger, looks, views)
@@ -304,9 +313,9 @@ class ResourceLoop:
         return self._backoff_s()
 
 
-def _targets(observed: Observed) -> dict[str, Target]:
+def _targets(observed: Observed, *, tokens: Mapping[str, str]) -> dict[str, Target]:
     return {
-        pod.name: Target(uid=pod.uid, ip=pod.ip)
+        pod.name: Target(uid=pod.uid, ip=pod.ip, token=tokens.get(pod.revision, ""))
         for pod in observed.pods.values()
         if pod.role in names.ROLES
         and pod.ip

@@ -118,6 +118,7 @@ REASON_STATE_TRANSFER_FAILED = "StateTransferFailed"
 REASON_NO_TRANSFER_TRAFFIC = "NoTransferTraffic"
 REASON_LAYOUT_MISMATCH = "LayoutMismatch"
 REASON_AGENT_UNREACHABLE = "AgentUnreachable"
+REASON_REPORT_REFUSED = "ReportRefused"
 # Reasons of FabricReady.
 REASON_FABRIC_READY = "FabricReady"
 REASON_NO_RDMA = "NoRdma"

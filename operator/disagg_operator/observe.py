@@ -156,6 +156,7 @@ class AgentView:
     report: Report | None = None
     error: str = ""
     failing_since: float | None = None
+    refused: bool = False  # the agent answers, and does not take our token
 
 
 def observe(

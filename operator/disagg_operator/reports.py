@@ -38,6 +38,12 @@ class Target:
     uid: str
     ip: str
     port: int = HTTP_PORT
+    # May change from one poll to the next; the same agent answers.
+    token: str = field(default="", repr=False, compare=False)
+
+
+class ReportRefusedError(ReportError):
+    """The agent does not take our token."""
 
 
 @dataclass(slots=True)
@@ -76,9 +82,11 @@ class ReportFeed:
                 del followed.polls[pod]
                 followed.views.pop(pod, None)
         for pod, target in targets.items():
-            if pod not in followed.polls:
+            if pod in followed.polls:
+                followed.polls[pod].target = target
+            else:
                 task = asyncio.create_task(
-                    self._poll(owner, pod, target), name=f"reports of {owner[0]}/{pod}"
+                    self._poll(owner, pod), name=f"reports of {owner[0]}/{pod}"
                 )
                 followed.polls[pod] = _Poll(target=target, task=task)
 
@@ -101,11 +109,11 @@ class ReportFeed:
             self.forget(owner)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _poll(self, owner: Owner, pod: str, target: Target) -> None:
+    async def _poll(self, owner: Owner, pod: str) -> None:
         while True:
             view = self.views(owner).get(pod, AgentView())
             try:
-                report = await self._ask(target, _cursor(view))
+                report = await self._ask(self._followed[owner].polls[pod].target, _cursor(view))
             except (aiohttp.ClientError, TimeoutError, OSError, ReportError) as error:
                 self._failed(owner, pod, view, error)
                 await asyncio.sleep(random.uniform(PAUSE_MIN_S, PAUSE_MAX_S))  # noqa: S311 - spreads retries
@@ -121,7 +129,12 @@ class ReportFeed:
         url = f"http://{host(target.ip)}:{target.port}{PATH_REPORT}"
         query = {} if cursor is None else {"cursor": cursor, "wait_s": WAIT_S}
         timeout = aiohttp.ClientTimeout(total=WAIT_S + GRACE_S, sock_connect=CONNECT_TIMEOUT_S)
-        async with self._session.get(url, params=query, timeout=timeout) as response:
+        headers = {"Authorization": f"Bearer {target.token}"} if target.token else {}
+        async with self._session.get(
+            url, params=query, headers=headers, timeout=timeout
+        ) as response:
+            if response.status == 401:
+                raise ReportRefusedError(f"HTTP 401 from {url}")
             if response.status != 200:
                 raise ReportError(f"HTTP {response.status} from {url}")
             return parse_report(await bounded(response.content, url))
@@ -129,8 +142,15 @@ class ReportFeed:
     def _failed(self, owner: Owner, pod: str, view: AgentView, error: Exception) -> None:
         failing_since = self._clock() if view.failing_since is None else view.failing_since
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        failed = AgentView(report=view.report, error=text, failing_since=failing_since)
-        self._store(owner, pod, failed, changed=not view.error)
+        failed = AgentView(
+            report=view.report,
+            error=text,
+            failing_since=failing_since,
+            refused=isinstance(error, ReportRefusedError),
+        )
+        self._store(
+            owner, pod, failed, changed=(view.refused, not view.error) != (failed.refused, False)
+        )
 
     def _store(self, owner: Owner, pod: str, view: AgentView, *, changed: bool) -> None:
         followed = self._followed.get(owner)

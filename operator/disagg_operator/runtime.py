@@ -9,6 +9,7 @@ from disagg_operator.gateway import Gateway
 from disagg_operator.metrics import Metrics
 from disagg_operator.render import Images
 from disagg_operator.reports import Owner, ReportFeed
+from disagg_operator.root_key import RootKey
 from disagg_operator.router_feed import RouterFeed
 from disagg_operator.settings import Settings
 
@@ -51,6 +52,7 @@ class Runtime:
     metrics: Metrics
     instance: str
     clock: Callable[[], float] = time.time
+    root: RootKey = field(default_factory=RootKey.random)
     # Start of the pass that is on, by resource: for the liveness probe.
     running: dict[Owner, float] = field(default_factory=dict)
 

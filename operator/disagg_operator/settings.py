@@ -24,6 +24,8 @@ class Settings:
     http_port: int = 8080
     # (namespace, name) of the Lease that one operator at a time holds; None: there is no other.
     lease: tuple[str, str] | None = None
+    # (namespace, name) of the Secret that holds the root of all keys; None: it ends with the process.
+    root_key: tuple[str, str] | None = None
     log_level: int = logging.INFO
     # Seconds between two passes nobody asked for: repairs what a lost watch event would hide.
     resync_s: float = 300.0
@@ -38,7 +40,8 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         engine_image=_required(environment, "DISAGG_ENGINE_IMAGE"),
         router_image=_required(environment, "DISAGG_ROUTER_IMAGE"),
         http_port=_port(environment, "DISAGG_OPERATOR_PORT", default=8080),
-        lease=_lease(environment),
+        lease=_object(environment, "DISAGG_LEASE", without="run alone"),
+        root_key=_object(environment, "DISAGG_ROOT_KEY", without="make new keys at every start"),
         log_level=_log_level(environment),
     )
 
@@ -63,14 +66,16 @@ def _namespaces(environment: Mapping[str, str]) -> tuple[str, ...]:
     return namespaces
 
 
-def _lease(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    text = environment.get("DISAGG_LEASE", "")
+def _object(
+    environment: Mapping[str, str], variable: str, *, without: str
+) -> tuple[str, str] | None:
+    text = environment.get(variable, "")
     if not text:
         return None
     namespace, _, name = text.partition("/")
     if not (_NAMESPACE.fullmatch(namespace) and _NAMESPACE.fullmatch(name)):
         raise SettingsError(
-            f"DISAGG_LEASE is {text!r}: give NAMESPACE/NAME, or leave it empty to run alone"
+            f"{variable} is {text!r}: give NAMESPACE/NAME, or leave it empty to {without}"
         )
     return namespace, name
 

@@ -154,6 +154,13 @@ def _unreachable(traffic: Traffic) -> Finding | None:
     if not silent:
         return None
     pod = min(silent)
+    if traffic.views[pod].refused:
+        message = (
+            f"agent of pod {pod} does not take the operator's token: {traffic.views[pod].error};"
+            " its key is not one that this operator made: delete the pod if its key Secret is"
+            " new, or else change the spec, so that a new revision begins"
+        )
+        return _unhealthy(names.REASON_REPORT_REFUSED, message, Weight.AGENT)
     message = (
         f"agent of pod {pod} runs but does not answer the operator:"
         f" {traffic.views[pod].error}; check network policies for its port"

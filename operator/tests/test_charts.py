@@ -68,7 +68,10 @@ def test_named_namespaces_get_a_role_each_and_no_cluster_wide_right(rendered):
     objects = rendered("--set=watch.namespaces={team-a,team-b}", "--set=rbac.aggregate=false")
     roles = {role["metadata"]["namespace"]: role["rules"] for role in of(objects, "Role")}
     assert roles.keys() == {"team-a", "team-b", "default"}
-    assert {name for rule in roles["default"] for name in rule["resources"]} == {"leases"}
+    assert {name for rule in roles["default"] for name in rule["resources"]} == {
+        "leases",
+        "secrets",
+    }
     assert not {"ClusterRole", "ClusterRoleBinding"} & set(kinds(objects))
     assert environment(objects)["DISAGG_WATCH_NAMESPACES"] == "team-a,team-b"
 
@@ -119,11 +122,23 @@ def test_replicas_share_the_lease_that_the_operator_may_write(rendered):
     objects = rendered()
     assert environment(objects)["DISAGG_LEASE"] == "default/disagg"
     rules = only(objects, "Role")["rules"]
-    named = {verb for rule in rules if "resourceNames" in rule for verb in rule["verbs"]}
-    assert named == {"get", "update"}
-    assert {name for rule in rules for name in rule.get("resourceNames", ())} == {"disagg"}
+    named = {name: rule["verbs"] for rule in rules for name in rule.get("resourceNames", ())}
+    assert named == {"disagg": ["get", "update"], "disagg-root-key": ["get"]}
     assert only(objects, "Deployment")["spec"]["replicas"] == 2
     assert not of(rendered("--set=replicas=1"), "PodDisruptionBudget")
+
+
+def test_the_only_secret_that_may_be_read_is_the_root_of_the_keys(rendered):
+    """And it is in the operator's own namespace."""
+    objects = rendered("--set=rbac.aggregate=false")
+    reading = [
+        (role["kind"], role["metadata"].get("namespace"), rule.get("resourceNames"))
+        for role in (*of(objects, "Role"), *of(objects, "ClusterRole"))
+        for rule in role["rules"]
+        if "secrets" in rule["resources"] and RIGHTS_TO_READ_SECRETS & set(rule["verbs"])
+    ]
+    assert reading == [("Role", "default", ["disagg-root-key"])]
+    assert environment(objects)["DISAGG_ROOT_KEY"] == "default/disagg-root-key"
 
 
 def test_kubernetes_own_models_know_every_field(rendered):

@@ -44,7 +44,7 @@ def example(name):
 
 def objects(deployment, images):
     revision = render.revision(deployment, images=images)
-    yield render.key_secret(deployment, revision=revision, key=b"k" * 32)
+    yield render.key_secret(deployment, revision=revision, keys=b"k" * 32)
     for role in ROLES:
         yield render.peer_service(deployment, role=role, revision=revision)
     for role in ROLES:

@@ -72,7 +72,7 @@ def test_the_intents_hash_changes_with_the_intent_and_only_with_it(router):
 
 
 def test_the_key_is_in_its_secret_once_and_cannot_change(deployment):
-    secret = render.key_secret(deployment(), revision="abcde", key=b"key")
+    secret = render.key_secret(deployment(), revision="abcde", keys=b"key")
     assert secret["metadata"]["name"] == "tiny-abcde-key"
     assert secret["data"] == {"key": "a2V5"}
     assert secret["immutable"]

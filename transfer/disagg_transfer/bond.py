@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from disagg_transfer.protocol import Holds, Transcript, check_proof, key_id
+from disagg_transfer.contract import key_id
+from disagg_transfer.protocol import Holds, Transcript, check_proof
 
 _MAX_CLAIMS: Final = 4  # of keys that this side has not read yet; two is all a file holds
 

@@ -2,10 +2,11 @@
 
 The operator may import this module and no other of the package. Environment names, ports, the
 closed sets of stages and causes, the names of the known state types, and the report that
-`GET /v1/report` answers. `parse_report` refuses anything it does not know, naming the field; it
+`GET /v1/report` answers to whoever shows a token made from a key of the deployment. `parse_report` refuses anything it does not know, naming the field; it
 reads the reports of older agents, so the operator is upgraded first.
 """
 
+import hmac
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -328,6 +329,16 @@ class Report:
 
     def to_json(self) -> bytes:
         return to_json(self)
+
+
+def key_id(key: bytes) -> bytes:
+    """Names a key without telling it."""
+    return hmac.digest(key, b"name of this key", "sha256")[:8]
+
+
+def report_token(key: bytes) -> str:
+    """What `Authorization: Bearer` must hold for a report; it opens nothing else."""
+    return hmac.digest(key, b"disagg report v1", "sha256").hex()
 
 
 class ReportError(ValueError):

@@ -13,8 +13,9 @@ from typing import Any, Final, Self
 
 from disagg_transfer import contract
 from disagg_transfer.cli import ask
-from disagg_transfer.contract import Report, parse_report
+from disagg_transfer.contract import Report, parse_report, report_token
 from disagg_transfer.errors import AgentUnavailableError, SettingsError
+from disagg_transfer.settings import read_keys
 
 START_S: Final = 60.0
 _STOP_S: Final = 10.0
@@ -110,9 +111,15 @@ class LocalAgent:
     def get(self, path: str) -> bytes:
         """One of the agent's HTTP paths; urllib.error.HTTPError when it is not a 200."""
         url = f"http://127.0.0.1:{self.http_port}{path}"
-        with urllib.request.urlopen(url, timeout=70) as response:
+        asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(asked, timeout=70) as response:
             data: bytes = response.read()
         return data
+
+    @property
+    def token(self) -> str:
+        """Of the oldest key in its file, which it holds already if the file was changed just now."""
+        return report_token(read_keys(self.folder / "key")[-1])
 
     def fault(self, *words: str) -> None:
         """As `disagg-agent fault ...`: ("withhold", "mamba"), ("zero", "kv"), ("lift",)."""

@@ -307,11 +307,6 @@ class Transcript:
         return hmac.digest(key, purpose + b"\0" + self.digest(), "sha256")
 
 
-def key_id(key: bytes) -> bytes:
-    """Names a key without telling it."""
-    return hmac.digest(key, b"name of this key", "sha256")[:8]
-
-
 def check_proof(transcript: Transcript, *, key: bytes, purpose: bytes, proof: bytes) -> None:
     proved_key(transcript, keys=(key,), purpose=purpose, proof=proof)
 

@@ -9,7 +9,7 @@ import pytest
 
 from disagg_transfer.client import TransferFailed
 from disagg_transfer.codec import LENGTH, frame
-from disagg_transfer.contract import Role
+from disagg_transfer.contract import Role, key_id
 from disagg_transfer.local import LocalAgent
 from disagg_transfer.protocol import (
     HANDSHAKE,
@@ -18,7 +18,6 @@ from disagg_transfer.protocol import (
     Identity,
     Proof,
     Transcript,
-    key_id,
 )
 
 

@@ -250,7 +250,8 @@ def test_a_report_that_is_waited_for_outlasts_idle_connections(pair, kit):
     agent = pair.decode
     cursor = agent.report().cursor
     with socket.create_connection(("127.0.0.1", agent.http_port), timeout=10) as held:
-        ask = f"GET /v1/report?cursor={cursor}&wait_s=3 HTTP/1.1\r\nHost: x\r\n\r\n"
+        ask = f"GET /v1/report?cursor={cursor}&wait_s=3 HTTP/1.1\r\nHost: x\r\n"
+        ask += f"Authorization: Bearer {agent.token}\r\n\r\n"
         held.sendall(ask.encode())
         for _ in range(2):  # connections are taken in their order, so it is being answered
             agent.get("/livez")

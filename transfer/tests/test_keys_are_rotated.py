@@ -7,9 +7,10 @@ import pytest
 from disagg_fuzz.examples import example
 from disagg_transfer.bond import Bond
 from disagg_transfer.client import TransferFailed
+from disagg_transfer.contract import key_id
 from disagg_transfer.errors import AuthenticationError
 from disagg_transfer.local import LocalAgent
-from disagg_transfer.protocol import Hello, Holds, Transcript, Welcome, key_id
+from disagg_transfer.protocol import Hello, Holds, Transcript, Welcome
 
 OLD, NEW = b"the old key, 16+", b"the new key, 16+"
 
@@ -74,8 +75,8 @@ def test_a_key_is_rotated_under_traffic_and_nothing_fails(tmp_path, rooms, kit):
 def test_a_session_of_a_withdrawn_key_alone_ends(tmp_path, kit):
     with kit.agents(tmp_path, both={"key": OLD}) as pair:
         mount(pair.prefill, NEW)
-        kit.until(lambda: [p.state for p in pair.prefill.report().peers] == ["down"])
-        (peer,) = pair.prefill.report().peers
+        kit.until(lambda: [p.state for p in pair.prefill.status().peers] == ["down"])
+        (peer,) = pair.prefill.status().peers
         assert "the key it began with is withdrawn" in peer.detail
 
 

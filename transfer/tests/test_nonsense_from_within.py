@@ -11,7 +11,7 @@ import pytest
 from disagg_fuzz.examples import example
 from disagg_fuzz.mutate import mutate
 from disagg_transfer.codec import LENGTH, frame
-from disagg_transfer.contract import Role
+from disagg_transfer.contract import Role, key_id
 from disagg_transfer.engine_messages import CALLS, ENGINE_PROTOCOL, Register, RegisteredComponent
 from disagg_transfer.local import LocalAgent
 from disagg_transfer.protocol import (
@@ -25,7 +25,6 @@ from disagg_transfer.protocol import (
     Seal,
     Transcript,
     Welcome,
-    key_id,
 )
 
 FRAMES = 300

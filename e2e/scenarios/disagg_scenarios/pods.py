@@ -3,13 +3,10 @@
 import json
 import os
 import signal
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from disagg_scenarios.kube import Kubectl
-
-AGENT_PORT = 9464
 
 
 class NoSuchProcessError(Exception):
@@ -44,7 +41,7 @@ def _read(path: Path) -> str:
 
 def report(kubectl: Kubectl, pod: str) -> dict[str, Any]:
     """What a pod's agent reports now."""
-    address = kubectl.get("pod", pod)["status"]["podIP"]
-    with urllib.request.urlopen(f"http://{address}:{AGENT_PORT}/v1/report", timeout=5) as reply:
-        found: dict[str, Any] = json.loads(reply.read())
+    found: dict[str, Any] = json.loads(
+        kubectl.exec(pod, "transfer-agent", "disagg-agent", "status", "--json")
+    )
     return found

@@ -48,10 +48,10 @@ def service_port(name: str, port: int) -> Object:
     return {"name": name, "port": port, "targetPort": port, "protocol": "TCP"}
 
 
-def key_secret(deployment: Deployment, *, revision: str, key: bytes) -> Object:
-    """Secret with the key by which agents of one revision know one another.
+def key_secret(deployment: Deployment, *, revision: str, keys: bytes) -> Object:
+    """Secret with the keys, one a line, by which agents of one revision know one another.
 
-    Created once and never changed: pods of the revision hold the old key.
+    Created once and never changed: pods of the revision hold the old ones.
     """
     own = labels(deployment, component="key", revision=revision)
     name = names.key_secret_name(deployment.name, revision=revision)
@@ -61,5 +61,5 @@ def key_secret(deployment: Deployment, *, revision: str, key: bytes) -> Object:
         "metadata": metadata(deployment, name=name, labels=own),
         "type": "Opaque",
         "immutable": True,
-        "data": {contract.KEY_PATH.rpartition("/")[2]: base64.b64encode(key).decode()},
+        "data": {contract.KEY_PATH.rpartition("/")[2]: base64.b64encode(keys).decode()},
     }

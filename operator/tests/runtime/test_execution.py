@@ -8,6 +8,9 @@ from disagg_operator.execute import Execution
 from disagg_operator.expectations import LIMIT_S, Expectations
 from disagg_operator.intents import CreatePod, Delete
 from disagg_operator.kinds import Kind
+from disagg_operator.root_key import GENERATION, RootKey
+
+ROOT = RootKey(b"r" * 32)
 
 
 class FakeWriter:
@@ -54,7 +57,7 @@ def execution(cluster, deployment, writer):
             observed=seen,
             expectations=state.expectations,
             clock=lambda: state.now,
-            new_key=lambda: b"k" * 32,
+            root=ROOT,
             stopped=lambda: state.stopped,
         ).run(plan or cluster.decide(found))
         cluster.keys |= outcome.keys
@@ -78,7 +81,8 @@ async def test_key_belongs_to_the_revisions_service(execution, writer):
     [owner] = writer.bodies[name]["metadata"]["ownerReferences"]
     assert owner["kind"] == "Service"
     assert owner["uid"] == f"uid-of-{owner['name']}"
-    assert base64.b64decode(writer.bodies[name]["data"]["key"]) == b"k" * 32
+    keys = base64.b64decode(writer.bodies[name]["data"]["key"])
+    assert keys == ROOT.key_file(owner["uid"], generation=GENERATION)
 
 
 async def test_error_of_a_stage_ends_the_plan(execution, writer, cluster, deployment):

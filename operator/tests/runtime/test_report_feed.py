@@ -14,10 +14,12 @@ OWNER = ("default", "tiny")
 class FakeAgent:
     def __init__(self, report):
         self.report, self.asked, self.code = report, [], 200
+        self.shown = []
         self.changed = asyncio.Event()
 
     async def answer(self, request):
         self.asked.append(dict(request.query))
+        self.shown.append(request.headers.get("Authorization"))
         if request.query.get("cursor") == str(self.report.cursor):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), 5)
@@ -124,6 +126,38 @@ async def test_report_that_cannot_be_read_is_an_error_with_the_reason(feed, agen
     feed.follow(OWNER, target(agent))
     await until(lambda: view(feed) is not None)
     assert "ReportError: report" in view(feed).error
+
+
+def with_token(agent, token):
+    return {"pod-0": Target(uid="u", ip="127.0.0.1", port=agent.port, token=token)}
+
+
+async def test_a_new_token_is_shown_from_the_next_poll_and_the_report_kept(feed, agent, reported):
+    feed.follow(OWNER, with_token(agent, "one"))
+    await until(lambda: len(agent.asked) == 2)
+    feed.follow(OWNER, with_token(agent, "two"))
+    assert view(feed).report == agent.report
+    agent.tell(reported.report("pod-0", cursor=2))
+    await until(lambda: len(agent.asked) == 3)
+    assert agent.shown == ["Bearer one", "Bearer one", "Bearer two"]
+
+
+async def test_an_agent_that_refuses_the_token_is_told_apart_from_one_that_is_silent(
+    feed, agent, monkeypatch
+):
+    woken = []
+    feed.follow(OWNER, with_token(agent, "secret"))
+    await until(lambda: view(feed) is not None)
+    monkeypatch.setattr(feed, "_wake", woken.append)
+    agent.code = 401
+    agent.tell(agent.report)
+    await until(lambda: view(feed).refused)
+    assert "HTTP 401" in view(feed).error
+    assert "secret" not in view(feed).error + repr(with_token(agent, "secret"))
+    await agent.runner.cleanup()
+    await until(lambda: not view(feed).refused)
+    assert view(feed).error
+    assert woken == [OWNER, OWNER]
 
 
 async def test_refusal_by_http_is_an_error(feed, agent):

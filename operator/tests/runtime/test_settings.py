@@ -40,6 +40,8 @@ def test_missing_image_is_refused_by_name(name):
         ("DISAGG_WATCH_NAMESPACES", "Bad_Name"),
         ("DISAGG_OPERATOR_PORT", "http"),
         ("DISAGG_LEASE", "disagg"),
+        ("DISAGG_ROOT_KEY", "disagg"),
+        ("DISAGG_ROOT_KEY", "default/"),
         ("DISAGG_LEASE", "default/Not_A_Name"),
         ("DISAGG_OPERATOR_PORT", "70000"),
         ("DISAGG_LOG_LEVEL", "loud"),

@@ -281,6 +281,15 @@ def test_silent_agent_is_told_after_a_while(world, reported):
     assert world.status().transfer.expected_agents == 2
 
 
+def test_agent_that_does_not_take_the_token_is_told_apart(world, reported):
+    tell(world, reported)
+    refused = AgentView(error="HTTP 401", failing_since=world.now - 99, refused=True)
+    world.views[world.decode] = refused
+    assert health(world).reason == "ReportRefused"
+    for words in (world.decode, "HTTP 401", "token"):
+        assert words in health(world).message
+
+
 def test_agent_that_is_down_is_not_called_unreachable(world, pod_statuses):
     world.pod(world.decode)["status"]["initContainerStatuses"] = [
         pod_statuses["container"]("transfer-agent", ready=False)

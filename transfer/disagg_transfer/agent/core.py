@@ -98,6 +98,7 @@ class Agent:
             metrics=self._render_metrics,
             changes=self._changes,
             refused=lambda reason: self._metrics.http_refusals.labels(reason).inc(),
+            keys=lambda: self._ring.keys,
         )
 
     def _make_desk(self, rank: Rank) -> Prefill | Decode:

@@ -1,9 +1,10 @@
-"""What probes, Prometheus and the operator read."""
+"""What probes, Prometheus and the operator read; the report only by who shows a key's token."""
 
 import asyncio
+import hmac
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -20,6 +21,7 @@ from disagg_transfer.contract import (
     PATH_REPORT,
     PATH_STARTED,
     Report,
+    report_token,
 )
 
 MAX_WAIT_S: Final = 60.0
@@ -38,6 +40,13 @@ def parse_query(query: Mapping[str, str]) -> tuple[int, float]:
     return cursor, min(wait_s, MAX_WAIT_S)
 
 
+def authorized(header: str, *, keys: Iterable[bytes]) -> bool:
+    """Whether it is the token of one of the keys; takes as long for any that is not."""
+    shown = header.encode(errors="surrogateescape")
+    wanted = [f"Bearer {report_token(key)}".encode() for key in keys]
+    return sum(hmac.compare_digest(shown, each) for each in wanted) > 0
+
+
 class Http:
     def __init__(
         self,
@@ -47,10 +56,12 @@ class Http:
         metrics: Callable[[], bytes],
         changes: Changes,
         refused: Callable[[str], None],
+        keys: Callable[[], Iterable[bytes]],
     ) -> None:
         self._report, self._alive, self._metrics = report, alive, metrics
         self._changes = changes
         self._refused = refused
+        self._keys = keys
         self._room = WaitingRoom(seats=MAX_CONNECTIONS, count=refused, what="HTTP port")
         self._log = logging.getLogger(__name__)
         self._log.addFilter(self._is_ours)
@@ -109,6 +120,8 @@ class Http:
 
     async def _poll(self, request: web.Request) -> web.Response:
         """At once if the cursor has moved on, else when it does or the wait is over."""
+        if not authorized(request.headers.get("Authorization", ""), keys=self._keys()):
+            return self._unauthorized(request)
         try:
             cursor, wait_s = parse_query(request.query)
         except ValueError as error:
@@ -121,3 +134,13 @@ class Http:
         except TimeoutError:
             pass
         return web.Response(body=self._report().to_json(), content_type="application/json")
+
+    def _unauthorized(self, request: web.Request) -> web.Response:
+        if isinstance(request.transport, asyncio.WriteTransport):
+            detail = "no report without a token of the deployment's key"
+            self._room.refuse(request.transport, "authentication", detail)
+        return web.Response(
+            status=401,
+            headers={"WWW-Authenticate": "Bearer"},
+            text="a report needs a token of the deployment's key; disagg-agent shows it in the pod\n",
+        )

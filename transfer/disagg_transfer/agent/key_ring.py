@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from disagg_transfer.agent.session import Connection
+from disagg_transfer.contract import key_id
 from disagg_transfer.errors import AuthenticationError, SettingsError
-from disagg_transfer.protocol import key_id
 from disagg_transfer.settings import read_keys
 
 REREAD_S: Final = 1.0

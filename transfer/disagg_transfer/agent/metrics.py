@@ -23,7 +23,7 @@ TRANSPORTS: Final = (*Transport, MIXED_TRANSPORT)
 SAMPLE_RESULTS: Final = ("passed", "failed", "skipped")
 REFUSALS: Final = ("authentication", "protocol", "timeout", "crowded")
 ENGINE_REFUSALS: Final = ("user", "protocol", "timeout")
-HTTP_REFUSALS: Final = ("protocol", "timeout", "crowded")
+HTTP_REFUSALS: Final = ("authentication", "protocol", "timeout", "crowded")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Metrics:
             "engine_socket_refusals", "Connections turned away on the unix sockets.", ("reason",)
         )
         self.http_refusals = self._counter(
-            "http_refusals", "Connections closed on the HTTP port unasked.", ("reason",)
+            "http_refusals", "Requests and connections turned away on the HTTP port.", ("reason",)
         )
         self.samples = self._counter(
             "preflight_samples", "Samples pulled from prefill pods, by result.", ("result",)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from disagg_transfer.agent.fabric_link import FabricLink
 from disagg_transfer.bond import Bond
 from disagg_transfer.codec import LENGTH, frame
-from disagg_transfer.contract import Role
+from disagg_transfer.contract import Role, key_id
 from disagg_transfer.errors import WireError
 from disagg_transfer.layout import Difference
 from disagg_transfer.limits import Heartbeat
@@ -38,7 +38,6 @@ from disagg_transfer.protocol import (
     Welcome,
     check_identity,
     check_proof,
-    key_id,
     proved_key,
 )
 

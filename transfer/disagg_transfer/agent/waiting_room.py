@@ -39,9 +39,13 @@ class WaitingRoom:
 
     def turn_away(self, transport: asyncio.WriteTransport, reason: str, detail: str) -> None:
         self.leave(transport)
+        self.refuse(transport, reason, detail)
+        transport.abort()
+
+    def refuse(self, transport: asyncio.WriteTransport, reason: str, detail: str) -> None:
+        """What it asked for; the connection may stay."""
         self._count(reason)
         self._tell(transport, reason, detail)
-        transport.abort()
 
     def _make_room(self) -> None:
         if len(self._waiting) + len(self._served) >= self._seats:

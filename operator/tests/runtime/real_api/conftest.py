@@ -1,6 +1,7 @@
 """The whole operator on a real API server: with a fake kubelet and fake agents, unless said otherwise."""
 
 import asyncio
+import base64
 import contextlib
 import copy
 import functools
@@ -21,7 +22,7 @@ from kubernetes.aio import client, config
 from disagg_operator import names
 from disagg_operator.__main__ import assembled, operate
 from disagg_operator.settings import Settings
-from disagg_transfer.contract import HTTP_PORT, PATH_REPORT
+from disagg_transfer.contract import HTTP_PORT, PATH_REPORT, report_token
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 KIND = (names.GROUP, names.VERSION)
@@ -103,10 +104,13 @@ class FakeKubelet:
 
 
 class FakeAgent:
-    """Answers /v1/report as an agent does, by long poll; `tell` changes what it says."""
+    """Answers /v1/report as an agent does, by long poll; `tell` changes what it says.
 
-    def __init__(self, pod, ip, report):
-        self.pod, self.ip, self.report = pod, ip, report
+    Who shows no token of a key of its `key_file` is refused, as the agent does.
+    """
+
+    def __init__(self, pod, ip, report, key_file):
+        self.pod, self.ip, self.report, self.key_file = pod, ip, report, key_file
         self.changed = asyncio.Event()
 
     async def start(self):
@@ -117,6 +121,9 @@ class FakeAgent:
         await web.TCPSite(self.runner, self.ip, HTTP_PORT).start()
 
     async def answer(self, request):
+        keys = [bytes.fromhex(line) for line in self.key_file.decode().split()]
+        if request.headers.get("Authorization") not in {f"Bearer {report_token(k)}" for k in keys}:
+            return web.Response(status=401)
         if request.query.get("cursor") == str(self.report.cursor):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), float(request.query["wait_s"]))
@@ -311,6 +318,12 @@ class Resource:
             pod, self.namespace, {"metadata": {"name": pod, "namespace": self.namespace}}
         )
 
+    async def key_file(self, revision):
+        """What a pod of the revision has mounted."""
+        name = names.key_secret_name(self.name, revision=revision)
+        secret = await self.clients.core.read_namespaced_secret(name, self.namespace)
+        return base64.b64decode(secret.data["key"])
+
     async def decode_is(self, ready):
         return (await self.status()).get("decode") == ready and await self.is_ready()
 
@@ -360,7 +373,8 @@ async def agents_of(reported):
 
         for role, pod in (await until(run, what="both pods run")).items():
             first = reported.report(pod.metadata.name, role=role)
-            started[role] = FakeAgent(pod.metadata.name, pod.status.pod_ip, first)
+            key_file = await resource.key_file(pod.metadata.labels[names.LABEL_REVISION])
+            started[role] = FakeAgent(pod.metadata.name, pod.status.pod_ip, first, key_file)
             await started[role].start()
         return started
 
