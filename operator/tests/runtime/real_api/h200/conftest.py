@@ -180,7 +180,8 @@ class Agents:
     async def started(self, pod):
         role = pod.metadata.labels[names.LABEL_ROLE]
         report = self.report(pod.metadata.name, role=role, **self.fields)
-        agent = self.fake_agent(pod.metadata.name, pod.status.pod_ip, report)
+        key_file = await self.resource.key_file(pod.metadata.labels[names.LABEL_REVISION])
+        agent = self.fake_agent(pod.metadata.name, pod.status.pod_ip, report, key_file)
         await agent.start()
         return agent
 
