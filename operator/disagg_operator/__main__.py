@@ -15,10 +15,11 @@ import aiohttp
 import kopf
 
 from disagg_operator import names
+from disagg_operator.census import Census
 from disagg_operator.credentials import client_configuration
 from disagg_operator.errors import ApiForbiddenError, LeadershipLostError, SettingsError
 from disagg_operator.gateway import Gateway
-from disagg_operator.handlers import kopf_settings, registry_of
+from disagg_operator.handlers import WATCHED, kopf_settings, registry_of
 from disagg_operator.leadership import Election
 from disagg_operator.metrics import Metrics
 from disagg_operator.reports import ReportFeed
@@ -102,12 +103,19 @@ async def assembled(settings: Settings) -> AsyncIterator[Runtime]:
     gateway = Gateway(configuration=await client_configuration(), metrics=metrics)
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
     async with gateway, session:
+        namespaces = settings.namespaces or (None,)
+        census = Census(
+            WATCHED,
+            listed=lambda kind: gateway.versions(kind, namespaces=namespaces),
+            wake=wakeups.wake,
+        )
         runtime = Runtime(
             settings=settings,
             gateway=gateway,
             feed=ReportFeed(session=session, wake=wakeups.wake),
             routers=RouterFeed(session=session, wake=wakeups.wake),
             wakeups=wakeups,
+            census=census,
             metrics=metrics,
             instance=socket.gethostname(),
         )
@@ -130,15 +138,19 @@ async def operate(
     await _until_served(runtime.gateway)
     runtime = await _rooted(runtime)
     namespaces = runtime.settings.namespaces
-    await kopf.operator(
-        registry=registry_of(runtime),
-        settings=kopf_settings(),
-        standalone=True,
-        clusterwide=not namespaces,
-        namespaces=namespaces,
-        stop_flag=stop,
-        ready_flag=ready,
-    )
+    comparing = asyncio.create_task(runtime.census.run())
+    try:
+        await kopf.operator(
+            registry=registry_of(runtime),
+            settings=kopf_settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+    finally:
+        comparing.cancel()
 
 
 async def _rooted(runtime: Runtime) -> Runtime:

@@ -8,7 +8,7 @@ and outcome. What cannot be done in the end becomes an error of `errors`.
 import asyncio
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlencode
@@ -46,6 +46,8 @@ RETRY_AFTER_LIMIT_S = 30.0
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
+_NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+LIST_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ class _Request:
     query: Mapping[str, str] = field(default_factory=dict)
     body: Json | None = None
     content_type: str = _JSON
+    accept: str = _JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +138,30 @@ class Gateway:
         except ApiNotFoundError:
             return
 
+    async def versions(self, kind: Kind, *, namespaces: Iterable[str | None]) -> dict[str, str]:
+        """resourceVersion by uid of all of ours in these namespaces; None stands for all."""
+        found: dict[str, str] = {}
+        selector = {} if kind is Kind.RESOURCE else {"labelSelector": names.MANAGED_SELECTOR}
+        for namespace in namespaces:
+            query = {"limit": str(LIST_LIMIT), **selector}
+            while True:
+                request = _Request(
+                    verb="list",
+                    method="GET",
+                    kind=kind,
+                    path=kind.path(namespace),
+                    query=query,
+                    accept=_NAMES_ONLY,
+                )
+                answer = await self._ask(request)
+                for item in answer["items"]:
+                    found[item["metadata"]["uid"]] = item["metadata"]["resourceVersion"]
+                token = answer["metadata"].get("continue")
+                if not token:
+                    break
+                query = {**query, "continue": token}
+        return found
+
     async def serves_resource(self) -> bool:
         """Whether both CRDs are installed and established."""
         path = f"/apis/{names.API_VERSION}"
@@ -173,7 +200,7 @@ class Gateway:
         method, url, headers, body, _ = await self._client.param_serialize(
             request.method,
             request.path + query,
-            header_params={"Content-Type": request.content_type, "Accept": _JSON},
+            header_params={"Content-Type": request.content_type, "Accept": request.accept},
             body=request.body,
             auth_settings=["BearerToken"],
         )

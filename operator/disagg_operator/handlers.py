@@ -5,7 +5,7 @@ No handler of kopf's change detection is used, nor its patches: both lose update
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,8 +35,16 @@ _DEPLOYMENTS = ("apps", "v1", "deployments")
 _BUDGETS = ("policy", "v1", "poddisruptionbudgets")
 _POLICIES = ("networking.k8s.io", "v1", "networkpolicies")
 _SCALERS = (names.GROUP, names.VERSION, names.SCALER_PLURAL)
-_CHILDREN = (_PODS, _SERVICES, _DEPLOYMENTS, _BUDGETS, _POLICIES, _SCALERS)
 _RESOURCE = (names.GROUP, names.VERSION, names.PLURAL)
+_CHILDREN = {
+    _PODS: Kind.POD,
+    _SERVICES: Kind.SERVICE,
+    _DEPLOYMENTS: Kind.DEPLOYMENT,
+    _BUDGETS: Kind.DISRUPTION_BUDGET,
+    _POLICIES: Kind.NETWORK_POLICY,
+    _SCALERS: Kind.SCALER,
+}
+WATCHED = (*_CHILDREN.values(), Kind.RESOURCE)
 
 
 def registry_of(runtime: Runtime) -> kopf.OperatorRegistry:
@@ -112,17 +120,23 @@ def _register_index(
 
 
 def _register_wakeups(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
-    async def child_changed(body: kopf.Body, **_: Any) -> None:
+    async def child_changed(
+        body: kopf.Body, event: kopf.RawEvent, param: Any = None, **_: Any
+    ) -> None:
         owner = owner_key(body)
+        runtime.census.event(param, event["type"], body, owner)
         if owner is not None:
             runtime.wakeups.wake(owner)
 
-    async def resource_changed(body: kopf.Body, **_: Any) -> None:
+    async def resource_changed(body: kopf.Body, event: kopf.RawEvent, **_: Any) -> None:
         metadata = body["metadata"]
-        runtime.wakeups.wake((metadata["namespace"], metadata["name"]))
+        owner = (metadata["namespace"], metadata["name"])
+        runtime.census.event(Kind.RESOURCE, event["type"], body, owner)
+        runtime.wakeups.wake(owner)
 
-    for kind in _CHILDREN:
-        kopf.on.event(*kind, id=f"{kind[2]}-changed", registry=registry)(child_changed)
+    for source, kind in _CHILDREN.items():
+        handler = kopf.on.event(*source, id=f"{source[2]}-changed", param=kind, registry=registry)
+        handler(child_changed)
     kopf.on.event(*_RESOURCE, id="resource-changed", registry=registry)(resource_changed)
 
 
@@ -134,18 +148,20 @@ def _register_daemon(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
             namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"]
         )
 
+        def indexed(*indices: str) -> Iterator[Any]:
+            for index in indices:
+                for record in kwargs[index].get(resource.owner, ()):
+                    if record.uid not in runtime.census.gone:
+                        yield record
+
         def snapshot() -> Snapshot:
             return Snapshot(
                 body=body,
-                pods=tuple(kwargs["pods"].get(resource.owner, ())),
-                services=tuple(kwargs["services"].get(resource.owner, ())),
-                routers=tuple(kwargs["routers"].get(resource.owner, ())),
-                guards=tuple(
-                    guard
-                    for index in (_BUDGETS[2], _POLICIES[2])
-                    for guard in kwargs[index].get(resource.owner, ())
-                ),
-                scalers=tuple(kwargs["scalers"].get(resource.owner, ())),
+                pods=tuple(indexed("pods")),
+                services=tuple(indexed("services")),
+                routers=tuple(indexed("routers")),
+                guards=tuple(indexed(_BUDGETS[2], _POLICIES[2])),
+                scalers=tuple(indexed("scalers")),
             )
 
         def deleted() -> bool:

@@ -41,9 +41,11 @@ class Kind(Enum):
         self.kind = kind
         self.plural = plural
 
-    def path(self, namespace: str, name: str = "") -> str:
+    def path(self, namespace: str | None, name: str = "") -> str:
+        """Without a namespace the collection of all of them."""
         root = (
             f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
         )
-        collection = f"{root}/namespaces/{namespace}/{self.plural}"
+        within = f"/namespaces/{namespace}" if namespace is not None else ""
+        collection = f"{root}{within}/{self.plural}"
         return f"{collection}/{name}" if name else collection

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from disagg_operator.census import Census
 from disagg_operator.gateway import Gateway
 from disagg_operator.metrics import Metrics
 from disagg_operator.render import Images
@@ -49,6 +50,7 @@ class Runtime:
     feed: ReportFeed
     routers: RouterFeed
     wakeups: Wakeups
+    census: Census
     metrics: Metrics
     instance: str
     clock: Callable[[], float] = time.time

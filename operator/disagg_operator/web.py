@@ -17,6 +17,9 @@ async def serve(runtime: Runtime, *, port: int) -> web.AppRunner:
         if stuck:
             text = f"passes that do not end: {', '.join(stuck)}\n"
             return web.Response(status=503, text=text)
+        if runtime.census.stuck:
+            text = f"watches that bring nothing new: {', '.join(runtime.census.stuck)}\n"
+            return web.Response(status=503, text=text)
         return web.Response(text="ok\n")
 
     async def metrics(_: web.Request) -> web.Response:

@@ -1,6 +1,7 @@
 """A fleet without machines: an API server that serves our kinds, H200 nodes by kwok, the operator."""
 
 from disagg_fleet.cluster import fleet, install_crds
+from disagg_fleet.faulty_api import Asked, Fault, FaultyApi
 from disagg_fleet.operator_process import OperatorProcess
 
-__all__ = ["OperatorProcess", "fleet", "install_crds"]
+__all__ = ["Asked", "Fault", "FaultyApi", "OperatorProcess", "fleet", "install_crds"]

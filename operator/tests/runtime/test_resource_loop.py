@@ -97,6 +97,7 @@ class Harness:
             feed=NoReports(),
             routers=NoRouters(),
             wakeups=Wakeups(),
+            census=None,
             metrics=Metrics(),
             instance="test",
         )

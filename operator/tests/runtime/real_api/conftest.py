@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 import yaml
 from aiohttp import web
@@ -59,8 +60,7 @@ class FakeKubelet:
 
     async def run(self):
         while True:
-            pods = await self.core.list_namespaced_pod(self.namespace)
-            for pod in pods.items:
+            for pod in await self.pods():
                 waits = pod.status.phase == "Pending" and not pod.metadata.deletion_timestamp
                 if waits and not self.paused:
                     with contextlib.suppress(client.ApiException):
@@ -69,6 +69,13 @@ class FakeKubelet:
                     with contextlib.suppress(client.ApiException):
                         await self.follow_gates(pod)
             await asyncio.sleep(0.05)
+
+    async def pods(self):
+        """None while the server is away, as some tests want it."""
+        try:
+            return (await self.core.list_namespaced_pod(self.namespace)).items
+        except (client.ApiException, aiohttp.ClientError):
+            return []
 
     async def start(self, pod):
         number = next(self.addresses)
@@ -146,9 +153,8 @@ def collected():
     return functools.partial(until, within_s=GARBAGE_DEADLINE_S)
 
 
-@pytest.fixture
-async def clients(kubeconfig, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+@contextlib.asynccontextmanager
+async def connected(kubeconfig):
     configuration = client.Configuration()
     await config.load_kube_config(str(kubeconfig), client_configuration=configuration)
     async with client.ApiClient(configuration) as api:
@@ -160,19 +166,41 @@ async def clients(kubeconfig, monkeypatch):
     await asyncio.sleep(TLS_CLOSE_S)
 
 
+@pytest.fixture(scope="session", name="connected")
+def connected_():
+    return connected
+
+
 @pytest.fixture
-async def namespace(clients):
+async def clients(kubeconfig, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    async with connected(kubeconfig) as found:
+        yield found
+
+
+async def new_namespace(clients):
     name = f"test-{uuid.uuid4().hex[:8]}"
     await clients.core.create_namespace({"metadata": {"name": name}})
     return name
 
 
 @pytest.fixture
-async def kubelet(clients, namespace, pod_statuses):
+async def namespace(clients):
+    return await new_namespace(clients)
+
+
+@contextlib.asynccontextmanager
+async def kubelet_of(clients, namespace, pod_statuses):
     kubelet = FakeKubelet(clients.core, namespace, pod_statuses)
     task = asyncio.create_task(kubelet.run())
     yield kubelet
     task.cancel()
+
+
+@pytest.fixture
+async def kubelet(clients, namespace, pod_statuses):
+    async with kubelet_of(clients, namespace, pod_statuses) as found:
+        yield found
 
 
 @contextlib.contextmanager
@@ -346,6 +374,19 @@ def example():
 @pytest.fixture
 def resource(clients, namespace, example):
     return Resource(clients, namespace, example)
+
+
+@pytest.fixture
+async def new_resource(clients, pod_statuses, example):
+    """Makes resources, each in a namespace and with a kubelet of its own; of any server."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(clients=clients):
+            namespace = await new_namespace(clients)
+            await stack.enter_async_context(kubelet_of(clients, namespace, pod_statuses))
+            return Resource(clients, namespace, example)
+
+        yield make
 
 
 @pytest.fixture

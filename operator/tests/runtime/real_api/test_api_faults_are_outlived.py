@@ -1,0 +1,236 @@
+"""Whatever the API server does, and whenever the operator dies, the same objects come of a resource."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import aiohttp
+import pytest
+from kubernetes import config as sync_config
+from kubernetes.aio import client
+
+from disagg_cluster import control_plane
+from disagg_cluster.processes import records
+from disagg_fleet import Fault, FaultyApi, OperatorProcess, install_crds
+
+pytestmark = [pytest.mark.api, pytest.mark.timeout(300)]
+
+START_S = 30.0
+# With a resync of 300 s in between nothing but watches and retries can be what heals.
+CONVERGE_S = 90.0
+
+
+@pytest.fixture
+async def faulty(kubeconfig, tmp_path):
+    async with FaultyApi(kubeconfig, folder=tmp_path / "faulty") as found:
+        yield found
+
+
+@pytest.fixture
+def started(faulty, tmp_path):
+    """Operator processes, of namespaces of their own; killed at the end."""
+    running = []
+
+    def start(namespace):
+        log = tmp_path / f"{namespace}.log"
+        operator = OperatorProcess(faulty.kubeconfig, namespace=namespace, log=log)
+        operator.__enter__()
+        running.append(operator)
+        return operator
+
+    yield start
+    for operator in running:
+        operator.kill()
+
+
+async def named(resource):
+    """What there is, by kind and name; ReplicaSets and router pods are others' work."""
+    found = {(kind, name) for kind, name, _ in await resource.children()}
+    return {(kind, name) for kind, name in found if kind != "replicaset" and "-router-" not in name}
+
+
+async def converged(resource, until):
+    await until(resource.is_ready, what=f"{resource.namespace} is Ready", within_s=CONVERGE_S)
+    return await named(resource)
+
+
+# A life has some 17 writes, the last of which are statuses. All of them take two minutes.
+EVERY = range(1, 15)
+KILLED_AFTER = EVERY if os.environ.get("DISAGG_EVERY_WRITE") else (1, 2, 4, 6, 9, 13)
+WHOLE = {"pod": 2, "service": 3, "secret": 1, "budget": 2, "policy": 2}
+
+
+def counted(found):
+    kinds = [kind for kind, _ in found]
+    return {kind: kinds.count(kind) for kind in WHOLE}
+
+
+@pytest.mark.parametrize("fault", [Fault.BUSY, Fault.BROKEN, Fault.LOST])
+async def test_every_third_write_fails_and_nothing_is_lost_or_doubled(
+    fault, faulty, started, resource, kubelet, until
+):
+    asked = []
+
+    def judge(write):
+        asked.append(write)
+        return fault if len(asked) % 3 == 0 else Fault.NONE
+
+    faulty.judge = judge
+    started(resource.namespace)
+    await resource.apply()
+    assert counted(await converged(resource, until)) == WHOLE
+    assert len(asked) < 80, "a storm of writes"
+
+
+async def test_watches_that_break_or_are_too_old_cost_nothing(
+    faulty, started, resource, kubelet, until
+):
+    started(resource.namespace)
+    await resource.apply()
+    await converged(resource, until)
+    for gone in (False, True, False):
+        assert faulty.cut_watches(gone=gone) >= 6
+        pod = (await resource.agents())["decode"]
+        await resource.clients.core.delete_namespaced_pod(
+            pod.metadata.name, resource.namespace, grace_period_seconds=0
+        )
+
+        async def replaced(uid=pod.metadata.uid):
+            found = (await resource.agents()).get("decode")
+            return found is not None and found.metadata.uid != uid
+
+        await until(replaced, what="another decode pod", within_s=CONVERGE_S)
+    assert counted(await converged(resource, until)) == WHOLE
+
+
+class Life:
+    """An operator's life that ends right after its `last` write has reached the server."""
+
+    def __init__(self, operator, *, last):
+        self.operator, self.last, self.writes = operator, last, 0
+        self.ended = asyncio.Event()
+
+    def wrote(self):
+        self.writes += 1
+        if self.writes == self.last:
+            self.operator.kill()
+            self.ended.set()
+
+
+@pytest.fixture
+async def lives(faulty, started):
+    """Begins lives by namespace; a write of a namespace counts for the life that it has."""
+    found = {}
+
+    def done(write):
+        namespace = re.search(r"/namespaces/([^/]+)/", write.path)
+        if namespace and namespace[1] in found:
+            found[namespace[1]].wrote()
+
+    faulty.done = done
+
+    def begin(namespace, *, last):
+        found[namespace] = Life(started(namespace), last=last)
+        return found[namespace]
+
+    return begin
+
+
+async def test_an_operator_killed_after_any_of_its_writes_is_continued_by_the_next(
+    lives, new_resource, until
+):
+    undisturbed = await new_resource()
+    whole = lives(undisturbed.namespace, last=None)
+    await undisturbed.apply()
+    wanted = counted(await converged(undisturbed, until))
+    assert wanted == WHOLE
+    many = asyncio.Semaphore(3)
+
+    async def killed_after(number):
+        async with many:
+            resource = await new_resource()
+            await resource.apply()
+            life = lives(resource.namespace, last=number)
+            async with asyncio.timeout(START_S + CONVERGE_S):
+                await life.ended.wait()
+            again = lives(resource.namespace, last=None)
+            assert counted(await converged(resource, until)) == wanted, number
+            again.operator.kill()
+            return life.writes + again.writes
+
+    writes = await asyncio.gather(*map(killed_after, KILLED_AFTER))
+    assert max(writes) <= 2 * whole.writes, writes
+
+
+class OwnServer:
+    """A control plane that nobody else uses, so that its API server may be killed."""
+
+    def __init__(self, kubeconfig):
+        self.kubeconfig = kubeconfig
+        self._pid = next(
+            record.pid
+            for record in records(kubeconfig.parent.parent / "run")
+            if record.name == "kube-apiserver"
+        )
+        self._command = Path(f"/proc/{self._pid}/cmdline").read_bytes().split(b"\0")[:-1]
+        self._again = None
+
+    def kill(self):
+        os.kill(self._pid, signal.SIGKILL)
+
+    def start(self):
+        self._again = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def end(self):
+        if self._again is not None:
+            self._again.kill()
+            self._again.wait()
+
+
+@pytest.fixture
+def own_server():
+    with control_plane() as kubeconfig:
+        with sync_config.new_client_from_config(str(kubeconfig)) as api:
+            install_crds(api)
+        server = OwnServer(kubeconfig)
+        yield server
+        server.end()
+
+
+async def test_a_server_that_is_killed_and_comes_back_finds_the_work_going_on(
+    own_server, connected, new_resource, until, tmp_path
+):
+    async with connected(own_server.kubeconfig) as clients:
+        resource = await new_resource(clients)
+        log = tmp_path / "operator.log"
+        with OperatorProcess(own_server.kubeconfig, namespace=resource.namespace, log=log):
+
+            async def applied():
+                try:  # the server says 429 while it begins to serve a new kind
+                    await resource.apply()
+                except client.ApiException as refused:
+                    return refused.status == 409
+                return True
+
+            await until(applied, what="applied", within_s=START_S)
+
+            async def under_way():
+                return any(kind == "service" for kind, *_ in await resource.children())
+
+            await until(under_way, what="the first objects", within_s=START_S)
+            own_server.kill()
+            own_server.start()
+
+            async def answers():
+                try:
+                    return await resource.status()
+                except (client.ApiException, aiohttp.ClientError):
+                    return None
+
+            await until(answers, what="the server is back", within_s=CONVERGE_S)
+            assert counted(await converged(resource, until)) == WHOLE
