@@ -103,10 +103,43 @@ ALLOWED = {
             "quarantine": {"percent": 1, "lastingPercent": 100, "lastingTime": "1s"},
         }
     },
+    "hardware of another kind": {
+        "engine": {"type": "custom", "image": "i"},
+        "hardware": {
+            "profile": "custom",
+            "gpuResource": "amd.com/gpu",
+            "rdmaResource": "rdma/hca_shared_devices_a",
+            "sharedMemory": "16Gi",
+            "topology": {"key": "topology.kubernetes.io/zone"},
+        },
+        "roles": {
+            role: {"gpusPerNode": 8, "parallelism": {"tp": 8}} for role in ("prefill", "decode")
+        },
+    },
     "an arena as a quantity": {"transfer": {"arena": {"bytes": "4Gi"}}},
 }
 
 REFUSED = {
+    "GPUs of no profile that has any": (
+        {"hardware": {"profile": "cpu", "rdmaResource": "rdma/ib"}},
+        ["hardware: gpuResource, rdmaResource", "hardware.profile cpu", "h200 or custom"],
+    ),
+    "products of GPUs without GPUs": (
+        {"hardware": {"gpuProducts": ["NVIDIA-H200"]}},
+        ["gpuProducts are for GPUs"],
+    ),
+    "a device that is no extended resource": (
+        {"hardware": {"profile": "h200", "gpuResource": "gpu"}},
+        ["spec.hardware.gpuResource", "gpu"],
+    ),
+    "custom hardware without GPUs": (
+        {"hardware": {"profile": "custom"}},
+        ["roles.prefill.parallelism: tp 1 * pp 1 must be gpusPerNode 0 * nodesPerReplica 1"],
+    ),
+    "a topology without its label": (
+        {"hardware": {"topology": {"policy": "Required"}}},
+        ["spec.hardware.topology.key", "Required"],
+    ),
     "an unknown state type": (
         {"model": {"stateTypes": ["kv", "lstm"]}},
         ["spec.model.stateTypes[1]", "lstm", "kv, mamba", "swa_ring, dsa; ", "vendor/name"],

@@ -46,9 +46,9 @@ ARENA_RULES = (
         f"has({_ARENA}.gpuClaim) ? 'with' : 'without'",
     ),
     rule(
-        f"{_ARENA}.memory == 'Host' || self.hardware.profile == 'h200'",
-        "transfer.arena.memory Device needs GPUs, hardware.profile is %s; set it to h200, or memory"
-        " to Host",
+        f"{_ARENA}.memory == 'Host' || self.hardware.profile != 'cpu'",
+        "transfer.arena.memory Device needs GPUs, hardware.profile is %s; set it to h200 or"
+        " custom, or memory to Host",
         "self.hardware.profile",
     ),
 )

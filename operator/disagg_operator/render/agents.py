@@ -126,9 +126,10 @@ def _transport(deployment: Deployment, *, profile: Profile) -> dict[str, str]:
 def transport_policy(deployment: Deployment) -> contract.TransportPolicy:
     """What the agents hold themselves to; Any where only TCP is asked for."""
     spec = deployment.spec
-    hardware = spec.hardware.profile
     claim = spec.transfer.arena.gpu_claim
-    return _policy(deployment, profile=profile(hardware, role=spec.role(PREFILL), gpu_claim=claim))
+    return _policy(
+        deployment, profile=profile(spec.hardware, role=spec.role(PREFILL), gpu_claim=claim)
+    )
 
 
 def _policy(deployment: Deployment, *, profile: Profile) -> contract.TransportPolicy:

@@ -10,6 +10,7 @@ from disagg_operator.render.metadata import labels, metadata
 from disagg_operator.render.overlay import merged
 from disagg_operator.render.profiles import Profile, profile
 from disagg_operator.render.revisions import template
+from disagg_operator.render.services import selector
 from disagg_operator.render.slots import Slot
 from disagg_operator.timestamps import timestamp_s
 
@@ -26,11 +27,12 @@ def pod(
     """One pod of a group; immutable, so a changed spec means another revision."""
     slot = Slot(deployment=deployment, role=role, group=group, rank=rank, revision=revision)
     hardware = profile(
-        deployment.spec.hardware.profile,
+        deployment.spec.hardware,
         role=slot.role_spec,
         gpu_claim=deployment.spec.transfer.arena.gpu_claim,
     )
-    defaults = {"spec": _defaults(slot, profile=hardware, images=images)}
+    own = _defaults(slot, profile=hardware, images=images)
+    defaults = {"spec": merged(own, _near_one_another(slot))}
     layered = merged(merged(defaults, _overlay(slot)), _owned(slot, profile=hardware))
     return {
         "apiVersion": "v1",
@@ -86,6 +88,24 @@ def _defaults(slot: Slot, *, profile: Profile, images: Images) -> Object:
         ],
         "volumes": [{"name": _ENGINE_TMP, "emptyDir": {}}],
     }
+
+
+def _near_one_another(slot: Slot) -> Object:
+    """The pods of a group of several, as `hardware.topology` asks."""
+    topology = slot.deployment.spec.hardware.topology
+    if topology is None or slot.role_spec.nodes_per_replica == 1:
+        return {}
+    group = {
+        **selector(slot.deployment, role=slot.role, revision=slot.revision),
+        names.LABEL_GROUP: str(slot.group),
+    }
+    term = {"topologyKey": topology.key, "labelSelector": {"matchLabels": group}}
+    if topology.policy == "Required":
+        found: Object = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    else:
+        weighed = {"weight": 100, "podAffinityTerm": term}
+        found = {"preferredDuringSchedulingIgnoredDuringExecution": [weighed]}
+    return {"affinity": {"podAffinity": found}}
 
 
 def _overlay(slot: Slot) -> Object:

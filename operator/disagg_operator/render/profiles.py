@@ -1,9 +1,10 @@
 """Hardware profiles: what a pod asks of its node, and what it may do there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from disagg_operator.api.spec import RoleSpec
+from disagg_operator.api.spec import HardwareSpec, RoleSpec
 
 Object = dict[str, Any]
 
@@ -39,6 +40,13 @@ _LOCKING: Object = {
 }
 
 
+# Without RDMA nothing is pinned; engines' images write all over their root file system.
+_UNPRIVILEGED: Object = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     pod_security: Object
@@ -54,8 +62,8 @@ class Profile:
     transport: str  # of spec.transfer, when it says nothing
 
 
-def profile(name: str, *, role: RoleSpec, gpu_claim: str | None) -> Profile:
-    return _h200(role, gpu_claim) if name == "h200" else _CPU
+def profile(hardware: HardwareSpec, *, role: RoleSpec, gpu_claim: str | None) -> Profile:
+    return _CPU if hardware.profile == "cpu" else _accelerated(hardware, role, gpu_claim)
 
 
 _CPU = Profile(
@@ -72,31 +80,41 @@ _CPU = Profile(
 )
 
 
-def _h200(role: RoleSpec, gpu_claim: str | None) -> Profile:
+def _accelerated(hardware: HardwareSpec, role: RoleSpec, gpu_claim: str | None) -> Profile:
+    """What the manifest leaves out is that of H200 nodes, or with custom what all GPU nodes have."""
+    is_h200 = hardware.profile == "h200"
+    gpu = hardware.gpu_resource or _GPU
+    rdma = hardware.rdma_resource or (_RDMA if is_h200 else "")
+    products = hardware.gpu_products or (_PRODUCTS if is_h200 else ())
     # A device plugin gives a whole GPU to one container; only a claim can be shared.
-    engine: Object = {} if gpu_claim else {_GPU: role.gpus_per_node}
-    if role.nodes_per_replica > 1:
-        engine[_RDMA] = 1
+    engine: Object = {} if gpu_claim else {gpu: role.gpus_per_node}
+    if role.nodes_per_replica > 1 and rdma:
+        engine[rdma] = 1
+    security = _LOCKING if rdma else _UNPRIVILEGED
     return Profile(
-        pod_security=_ROOT_POD,
-        engine_security=_LOCKING,
-        agent_security={**_LOCKING, "readOnlyRootFilesystem": True},
+        pod_security=_ROOT_POD if rdma else RESTRICTED_POD,
+        engine_security=security,
+        agent_security={**security, "readOnlyRootFilesystem": True},
         engine_devices=engine,
-        agent_devices={_RDMA: 1},
+        agent_devices={rdma: 1} if rdma else {},
         claims=(gpu_claim,) if gpu_claim else (),
         pod_fields={
-            "affinity": _on_products(),
-            "tolerations": [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}],
+            **({"affinity": _on_products(gpu, products)} if products else {}),
+            "tolerations": [{"key": gpu, "operator": "Exists", "effect": "NoSchedule"}],
         },
         # Rendezvous of ranks goes over the pod network; the data path finds RDMA by itself.
-        engine_env=(("NCCL_SOCKET_IFNAME", "eth0"), ("GLOO_SOCKET_IFNAME", "eth0")),
-        shared_memory=_SHARED_MEMORY,
+        engine_env=(
+            ("NCCL_SOCKET_IFNAME", "eth0"),
+            ("GLOO_SOCKET_IFNAME", "eth0"),
+            *(() if rdma else (("HOME", "/tmp"),)),  # noqa: S108 - this user has no home
+        ),
+        shared_memory=str(hardware.shared_memory or _SHARED_MEMORY),
         arena_bytes=4 << 30,
-        transport="PreferRDMA",
+        transport="PreferRDMA" if rdma else "Any",
     )
 
 
-def _on_products() -> Object:
-    expression = {"key": f"{_GPU}.product", "operator": "In", "values": list(_PRODUCTS)}
+def _on_products(gpu: str, products: Sequence[str]) -> Object:
+    expression = {"key": f"{gpu}.product", "operator": "In", "values": list(products)}
     terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}

@@ -1,0 +1,89 @@
+"""What pods ask of their nodes: the profiles, what changes them, and where a group stands."""
+
+import pytest
+
+from disagg_operator import names, render
+
+
+@pytest.fixture
+def made(deployment, images):
+    """Pod, engine and agent of a decode pod with that hardware."""
+
+    def made(*, nodes=1, role="decode", group=0, rank=0, **hardware):
+        spec = {"nodesPerReplica": nodes, "gpusPerNode": 8, "parallelism": {"tp": 8 * nodes}}
+        found = deployment(
+            hardware=hardware,
+            engine={"type": "custom", "image": "engine:1"},
+            roles={"prefill": spec, "decode": spec},
+        )
+        pod = render.pod(found, role=role, group=group, rank=rank, revision="abcde", images=images)[
+            "spec"
+        ]
+        return pod, pod["containers"][0], pod["initContainers"][0]
+
+    return made
+
+
+def products(pod):
+    terms = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (expression,) = terms["nodeSelectorTerms"][0]["matchExpressions"]
+    return expression["key"], expression["values"]
+
+
+def test_h200_nodes_may_have_other_names_for_their_devices(made):
+    pod, engine, agent = made(
+        profile="h200",
+        gpuResource="example.com/gpu",
+        gpuProducts=["H200-SXM"],
+        rdmaResource="example.com/hca",
+        sharedMemory="64Gi",
+        nodes=2,
+    )
+    assert engine["resources"]["limits"] == {"example.com/gpu": "8", "example.com/hca": "1"}
+    assert agent["resources"]["limits"]["example.com/hca"] == "1"
+    assert products(pod) == ("example.com/gpu.product", ["H200-SXM"])
+    assert pod["tolerations"][0]["key"] == "example.com/gpu"
+    (memory,) = (item for item in pod["volumes"] if item["name"] == "shared-memory")
+    assert memory["emptyDir"]["sizeLimit"] == "64Gi"
+
+
+def test_other_gpus_run_anywhere_and_without_privilege_where_there_is_no_rdma(made):
+    pod, engine, agent = made(profile="custom", nodes=2)
+    assert engine["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+    assert "affinity" not in pod
+    assert pod["securityContext"]["runAsNonRoot"]
+    for container in (engine, agent):
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert not any("rdma" in name for name in agent["resources"]["limits"])
+
+
+def test_rdma_devices_bring_the_right_to_pin_memory(made):
+    pod, _, agent = made(profile="custom", rdmaResource="rdma/hca_shared")
+    assert agent["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    assert agent["resources"]["limits"]["rdma/hca_shared"] == "1"
+    assert pod["securityContext"]["runAsUser"] == 0
+
+
+@pytest.mark.parametrize(("profile", "policy"), [("h200", "PreferRDMA"), ("custom", "Any")])
+def test_rdma_is_preferred_where_there_are_devices_for_it(made, profile, policy):
+    _, _, agent = made(profile=profile)
+    told = {item["name"]: item.get("value") for item in agent["env"]}
+    assert told["DISAGG_TRANSPORT_POLICY"] == policy
+
+
+def test_the_pods_of_a_group_stand_near_one_another(made):
+    pod, *_ = made(profile="h200", topology={"key": "rack", "policy": "Required"}, nodes=2, group=3)
+    (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "rack"
+    group = term["labelSelector"]["matchLabels"]
+    assert (group[names.LABEL_ROLE], group[names.LABEL_GROUP]) == ("decode", "3")
+    assert group[names.LABEL_REVISION] == "abcde"
+    assert "nodeAffinity" in pod["affinity"], "beside what the profile asks"
+    pod, *_ = made(profile="h200", topology={"key": "rack"}, nodes=2)
+    (term,) = pod["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"]["topologyKey"] == "rack"
+
+
+def test_a_pod_alone_in_its_group_stands_anywhere(made):
+    pod, *_ = made(profile="h200", topology={"key": "rack", "policy": "Required"})
+    assert "podAffinity" not in pod["affinity"]
