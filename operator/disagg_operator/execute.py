@@ -1,27 +1,31 @@
 """Carries out a plan: the only writer of children."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 from disagg_operator import render
 from disagg_operator.api.resource import Deployment
-from disagg_operator.errors import AlreadyExistsError, ApiError
+from disagg_operator.errors import AlreadyExistsError, ApiError, ApiNotFoundError, ApiRejectedError
 from disagg_operator.expectations import Expectations
 from disagg_operator.intents import (
     Apply,
     CreatePod,
     CreateScaler,
     Delete,
-    EnsureKey,
     Intent,
     Tell,
+    WriteKeys,
 )
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.observe import Observed
 from disagg_operator.plan import Plan
-from disagg_operator.root_key import GENERATION, RootKey
+from disagg_operator.root_key import RootKey
+
+_INVALID = 422  # what is immutable cannot be changed
+logger = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -30,6 +34,7 @@ class Writer(Protocol):
     async def apply(self, kind: Kind, body: Json) -> Json: ...
     async def apply_status(self, body: Json, *, kind: Kind) -> Json: ...
     async def create(self, kind: Kind, body: Json) -> Json: ...
+    async def replace(self, kind: Kind, body: Json) -> Json: ...
     async def delete(
         self, kind: Kind, *, namespace: str, name: str, uid: str, force: bool
     ) -> None: ...
@@ -37,11 +42,14 @@ class Writer(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a plan. `keys` are revisions whose key was created now."""
+    """What came of a plan. `keys` has the newest key of each revision whose file was written now;
+    `kept` are those of them whose Secret of before cannot be changed.
+    """
 
     done: list[Intent] = field(default_factory=list)
     errors: list[ApiError] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)
+    keys: dict[str, str] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,8 +98,8 @@ class Execution:
                 return self._create(Kind.SCALER, intent.body)
             case Tell():
                 return self._tell(intent)
-            case EnsureKey():
-                return self._ensure_key(intent)
+            case WriteKeys():
+                return self._write_keys(intent)
             case Delete():
                 return self._delete(intent)
             case _:
@@ -120,16 +128,32 @@ class Execution:
         self.expectations.written(intent.kind, answer, now=self.clock())
         return True
 
-    async def _ensure_key(self, intent: EnsureKey) -> bool:
+    async def _write_keys(self, intent: WriteKeys) -> bool:
+        """The Secret is written whole, without having been read."""
         owner = self._service_owner(intent.service)
-        keys = self.root.key_file(owner["uid"], generation=GENERATION)
+        keys = self.root.key_file(owner["uid"], generation=intent.generation)
         body = render.key_secret(self.deployment, revision=intent.revision, keys=keys)
         body["metadata"]["ownerReferences"] = [owner]
         try:
             await self.writer.create(Kind.SECRET, body)
         except AlreadyExistsError:
-            return False
-        self.outcome.keys.add(intent.revision)
+            if not await self._replace_keys(intent, body):
+                return False
+        key = self.root.key_id(owner["uid"], generation=intent.generation)
+        self.outcome.keys[intent.revision] = key
+        return True
+
+    async def _replace_keys(self, intent: WriteKeys, body: Json) -> bool:
+        try:
+            await self.writer.replace(Kind.SECRET, body)
+        except ApiNotFoundError:
+            return False  # of a deleted resource, and gone just now
+        except ApiRejectedError as error:
+            if error.code != _INVALID:
+                raise
+            # Immutable, as older operators made them: its pods keep their key until a rollout.
+            logger.warning("%s stays as it is: %s", intent.name, error)
+            self.outcome.kept.add(intent.revision)
         return True
 
     def _service_owner(self, name: str) -> Json:

@@ -40,12 +40,13 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnsureKey:
+class WriteKeys:
     """The Secret of a revision; it belongs to the revision's Service, and goes with it."""
 
     name: str
     revision: str
     service: str
+    generation: int
     reason: str
 
 
@@ -59,4 +60,4 @@ class Delete:
     force: bool = False  # its node is dead: do not wait for the kubelet
 
 
-Intent = Apply | CreatePod | CreateScaler | Tell | EnsureKey | Delete
+Intent = Apply | CreatePod | CreateScaler | Tell | WriteKeys | Delete

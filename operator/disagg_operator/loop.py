@@ -37,13 +37,14 @@ from disagg_operator.render import revision
 from disagg_operator.report import (
     Moment,
     broken_status,
+    keys_of,
     progress_of,
     refused_status,
     status_of,
 )
 from disagg_operator.reports import Target
 from disagg_operator.role_status import restarts_of
-from disagg_operator.root_key import GENERATION
+from disagg_operator.rotation import Keys, generation_of
 from disagg_operator.runtime import Runtime
 from disagg_operator.scaling import scaled
 from disagg_operator.tally import Tally, advance
@@ -83,7 +84,6 @@ class ResourceLoop:
         self._stopped = stopped
         self._wake = runtime.wakeups.register(resource.owner)
         self._expectations = Expectations()
-        self._keys: frozenset[str] = frozenset()
         self._tally = Tally()
         self._ledger = served.Ledger()
         self._failures = 0
@@ -155,7 +155,8 @@ class ResourceLoop:
         self, deployment: Deployment, observed: Observed, previous: DisaggDeploymentStatus
     ) -> tuple[Plan, Outcome]:
         self._runtime.feed.follow(
-            self._resource.owner, _targets(observed, tokens=self._tokens(observed))
+            self._resource.owner,
+            _targets(observed, tokens=self._tokens(observed, keys_of(previous))),
         )
         self._runtime.routers.follow(self._resource.owner, _routers(observed))
         images = self._runtime.images
@@ -163,7 +164,8 @@ class ResourceLoop:
             deployment,
             observed,
             images=images,
-            keys=self._keys,
+            keys=keys_of(previous),
+            root=self._runtime.root,
             restarts=restarts_of(previous, revision=revision(deployment, images=images)),
             progress=progress_of(previous),
             views=self._runtime.feed.views(self._resource.owner),
@@ -179,14 +181,14 @@ class ResourceLoop:
             stopped=self._stopped,
         )
         outcome = await execution.run(plan)
-        self._keys |= outcome.keys
         self._count(outcome)
         return plan, outcome
 
-    def _tokens(self, observed: Observed) -> dict[str, str]:
+    def _tokens(self, observed: Observed, keys: Keys | None) -> dict[str, str]:
         """What opens the reports of the agents of each revision."""
+        generation = generation_of(keys)
         return {
-            service.revision: self._runtime.root.report_token(service.uid, generation=GENERATION)
+            service.revision: self._runtime.root.report_token(service.uid, generation=generation)
             for service in observed.services.values()
             if service.role == names.PREFILL
         }
@@ -253,6 +255,12 @@ class ResourceLoop:
             deployment=deployment,
             observed=observed,
             plan=replace(plan, serving_revision=serving),
+            keys=plan.keys_after(
+                keys_of(previous),
+                written=outcome.keys,
+                kept=outcome.kept,
+                now=self._runtime.clock(),
+            ),
             views=views,
             tally=self._tally,
             ledger=self._ledger,

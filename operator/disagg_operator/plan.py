@@ -10,7 +10,7 @@ Level-triggered: nothing here knows what happened before, but for what the statu
 and since when a rollout stands still). A converged resource gives an empty plan.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from disagg_operator import names, render
@@ -18,15 +18,17 @@ from disagg_operator.api.quantities import share_of
 from disagg_operator.api.resource import Deployment
 from disagg_operator.drift import applied
 from disagg_operator.gates import gate_intents
-from disagg_operator.intents import EnsureKey, Intent
+from disagg_operator.intents import Intent, WriteKeys
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.members import group_intents
-from disagg_operator.observe import AgentView, Observed
+from disagg_operator.observe import AgentView, Observed, ServiceRecord
 from disagg_operator.progress import Progress, deadline_s, progress_now
 from disagg_operator.refresh import refresh, refreshed
 from disagg_operator.render import Images
 from disagg_operator.retire import retired, side
 from disagg_operator.rollout import Refresh, RoleCounts, Side, Targets, advance
+from disagg_operator.root_key import RootKey
+from disagg_operator.rotation import Keys, generation_due, generation_of, keys_after
 from disagg_operator.scaling import scaler_intents
 from disagg_operator.step import (
     Restarts,
@@ -36,7 +38,6 @@ from disagg_operator.step import (
     gone,
     groups_wanted,
     is_routed,
-    pods_wanted,
     ready_among,
     revisions,
 )
@@ -58,19 +59,38 @@ class Plan:
     def intents(self) -> tuple[Intent, ...]:
         return tuple(intent for stage in self.stages for intent in stage)
 
+    def keys_after(
+        self,
+        before: Keys | None,
+        *,
+        written: Mapping[str, str],
+        kept: Collection[str],
+        now: float,
+    ) -> Keys | None:
+        asked = {i.revision: i.generation for i in self.intents if isinstance(i, WriteKeys)}
+        return keys_after(
+            before,
+            update=self.update_revision,
+            asked=asked,
+            written=written,
+            kept=kept,
+            now=now,
+        )
+
 
 def decide(
     deployment: Deployment,
     observed: Observed,
     *,
     images: Images,
-    keys: frozenset[str],
+    keys: Keys | None,
+    root: RootKey,
     restarts: Restarts,
     progress: Progress | None,
     views: Mapping[str, AgentView],
     now: float,
 ) -> Plan:
-    """`restarts` and `progress` are those of the update revision that the status tells of."""
+    """`keys`, `restarts` and `progress` are those of the update revision that the status tells of."""
     update = render.revision(deployment, images=images)
     roles = {role: _counts(deployment, observed, role=role, update=update) for role in names.ROLES}
     reached = advance(roles, skew=deployment.spec.rollout.max_skew)
@@ -86,6 +106,7 @@ def decide(
         observed=observed,
         images=images,
         keys=keys,
+        root=root,
         update=update,
         targets=_targets(deployment, roles, present),
         refreshes=refreshes,
@@ -166,7 +187,7 @@ def _targets(
 
 def _stages(step: Step) -> Iterator[Iterable[Intent]]:
     yield _peer_services(step)
-    yield _key(step)
+    yield _keys(step)
     yield (*_pods(step), *_router(step))
     yield _client_service(step)
     yield _guards(step)
@@ -183,26 +204,44 @@ def _peer_services(step: Step) -> Iterator[Intent]:
         yield from applied(Kind.SERVICE, body, step.observed.services)
 
 
-def _key(step: Step) -> Iterator[Intent]:
-    """Asked again until this process has seen it made, or pods run with it: the Secret itself is
-    not ours to read, and one left by a deleted resource of this name is about to vanish.
+def _keys(step: Step) -> Iterator[Intent]:
+    """Where the newest key that the status names is not the one that we would make now: of a new
+    revision, of a new generation, or after another root key.
     """
-    if step.update in step.keys or groups_wanted(step.deployment) == 0:
+    if groups_wanted(step.deployment) == 0:
         return
-    started = [
-        pod.agent is not None and pod.agent.running
-        for role in names.ROLES
-        for pod in step.observed.role_pods(role, revision=step.update)
-    ]
-    if all(started) and len(started) >= pods_wanted(step.deployment):
-        return
-    yield EnsureKey(
-        name=names.key_secret_name(step.deployment.name, revision=step.update),
-        revision=step.update,
-        service=names.role_service_name(
-            step.deployment.name, role=names.PREFILL, revision=step.update
-        ),
-        reason="pods of the revision need it to start",
+    rotation = step.deployment.spec.transfer.key_rotation
+    generation = generation_due(step.keys, rotation=rotation, now=step.now)
+    due_at = step.keys.due_at(rotation) if step.keys else None
+    if due_at is not None:
+        step.wakes.append(due_at)
+    if generation != generation_of(step.keys):
+        for revision in sorted(revisions(step.observed) - {step.update}):
+            if _key_owner(step, revision) is not None:
+                yield _write_keys(step, revision, generation, "a rotation is due")
+    owner, known = _key_owner(step, step.update), step.keys.key if step.keys else ""
+    if owner is None or step.root.key_id(owner.uid, generation=generation) != known:
+        reason = "pods of the revision need them to start"
+        if known and generation != generation_of(step.keys):
+            reason = "a rotation is due"
+        yield _write_keys(step, step.update, generation, reason)
+
+
+def _key_owner(step: Step, revision: str) -> ServiceRecord | None:
+    return step.observed.services.get(_key_service(step, revision))
+
+
+def _key_service(step: Step, revision: str) -> str:
+    return names.role_service_name(step.deployment.name, role=names.PREFILL, revision=revision)
+
+
+def _write_keys(step: Step, revision: str, generation: int, reason: str) -> WriteKeys:
+    return WriteKeys(
+        name=names.key_secret_name(step.deployment.name, revision=revision),
+        revision=revision,
+        service=_key_service(step, revision),
+        generation=generation,
+        reason=reason,
     )
 
 

@@ -10,6 +10,7 @@ from disagg_operator.api.resource import Deployment
 from disagg_operator.api.status import (
     Condition,
     DisaggDeploymentStatus,
+    KeysStatus,
     RolloutStatus,
     RouterStatus,
 )
@@ -23,6 +24,7 @@ from disagg_operator.preflight import preflight_finding, preflight_status
 from disagg_operator.progress import Progress
 from disagg_operator.render.routers import router_url
 from disagg_operator.role_status import role_status
+from disagg_operator.rotation import Keys
 from disagg_operator.served import Ledger
 from disagg_operator.step import pods_wanted
 from disagg_operator.tally import Tally
@@ -40,6 +42,7 @@ class Moment:
     deployment: Deployment
     observed: Observed
     plan: Plan
+    keys: Keys | None
     views: Mapping[str, AgentView]
     tally: Tally
     ledger: Ledger
@@ -117,6 +120,7 @@ def status_of(moment: Moment) -> DisaggDeploymentStatus:
         rollout=_rollout(plan.progress),
         router=_router(moment),
         transfer=transfer,
+        keys=_keys(moment.keys),
         preflight=preflight_status(
             moment.views, moment.observed, previous=moment.previous.preflight
         ),
@@ -246,6 +250,20 @@ def _rollout(progress: Progress | None) -> RolloutStatus | None:
         steps=progress.steps,
         progress_time=timestamp_s(progress.since),
     )
+
+
+def _keys(keys: Keys | None) -> KeysStatus | None:
+    if keys is None:
+        return None
+    return KeysStatus(generation=keys.generation, key=keys.key, time=timestamp_s(keys.since))
+
+
+def keys_of(previous: DisaggDeploymentStatus) -> Keys | None:
+    """What the status says that pods have."""
+    known = previous.keys
+    if known is None:
+        return None
+    return Keys(generation=known.generation, key=known.key, since=seconds(known.time))
 
 
 def progress_of(previous: DisaggDeploymentStatus) -> Progress | None:

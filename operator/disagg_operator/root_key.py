@@ -18,7 +18,6 @@ from disagg_operator.kinds import Json, Kind
 from disagg_transfer.contract import key_id, report_token
 
 KEY_BYTES: Final = 32
-GENERATION: Final = 1
 ENTRY: Final = "root"  # of the Secret's data
 
 

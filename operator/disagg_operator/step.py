@@ -20,6 +20,8 @@ from disagg_operator.observe import (
 )
 from disagg_operator.render import Images
 from disagg_operator.rollout import Refresh, Targets
+from disagg_operator.root_key import RootKey
+from disagg_operator.rotation import Keys
 
 Restarts = Mapping[tuple[str, int], Restart]  # by role and group
 
@@ -29,7 +31,8 @@ class Step:
     deployment: Deployment
     observed: Observed
     images: Images
-    keys: frozenset[str]  # revisions whose key this process has created
+    keys: Keys | None  # what the status tells of
+    root: RootKey
     update: str
     targets: Targets
     refreshes: Mapping[str, Refresh]

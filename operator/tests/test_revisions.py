@@ -18,6 +18,7 @@ SAME = {
     "more replicas": {"roles": {"prefill": {"replicas": 3}, "decode": {"replicas": 5}}},
     "paused": {"paused": True},
     "another router": {"router": {"replicas": 3, "args": ["--policy", "random"]}},
+    "another rotation of keys": {"transfer": {"keyRotation": "24h"}},
     "defaults written out": {
         "engine": {"type": "reference", "port": 30000, "args": []},
         "roles": {

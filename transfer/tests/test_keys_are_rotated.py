@@ -72,6 +72,45 @@ def test_a_key_is_rotated_under_traffic_and_nothing_fails(tmp_path, rooms, kit):
             kit.until(lambda: any(told in peer.detail for peer in thief.report().peers))
 
 
+@pytest.mark.parametrize("first", ["prefill", "decode"])
+def test_generations_follow_under_traffic_and_nothing_fails(tmp_path, rooms, kit, first):
+    """As the operator rotates: each file has the new key and the one before, each agent reads it
+    at its own time, and the report is asked for with a token of the key before.
+    """
+    keys = [f"key of generation {number}".encode() for number in range(5)]
+    with kit.agents(tmp_path, both={"key": b"\n".join((keys[1], keys[0]))}) as pair:
+        stop, outcomes = threading.Event(), []
+
+        def run():
+            while not stop.is_set():
+                try:
+                    pair.round_trip(next(rooms))
+                    outcomes.append("")
+                except TransferFailed as failure:
+                    outcomes.append(str(failure))
+
+        traffic = threading.Thread(target=run)
+        traffic.start()
+        order = [pair.prefill, pair.decode] if first == "prefill" else [pair.decode, pair.prefill]
+        for generation in (2, 3, 4):
+            for agent in order:
+                mount(agent, keys[generation], keys[generation - 1])
+                agent.report()  # with a token of the key before, which it holds either way
+                kit.until(lambda agent=agent, n=generation: reads(agent, n - 1))
+                agent.report()
+                before = len(outcomes)
+                kit.until(lambda before=before: len(outcomes) > before + 2)
+        grace_is_over = threading.Event()
+        threading.Timer(7, grace_is_over.set).start()  # GRACE_S, and a second to read
+        kit.until(grace_is_over.is_set)
+        stop.set()
+        traffic.join(10)
+        assert not any(outcomes), outcomes
+        assert "lost" not in pair.decode.log  # the session that began with generation 1
+        refused = b'http_refusals_total{reason="authentication"} 0.0'
+        assert refused in pair.decode.get("/metrics")
+
+
 def test_a_session_of_a_withdrawn_key_alone_ends(tmp_path, kit):
     with kit.agents(tmp_path, both={"key": OLD}) as pair:
         mount(pair.prefill, NEW)

@@ -64,10 +64,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Keys are made once and never read back: no right to read any Secret.
+# Keys are made, replaced whole when they rotate, and never read back: no right to read any Secret.
+# Patch would be one, since its answer is the whole object.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [create]
+  verbs: [create, update]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

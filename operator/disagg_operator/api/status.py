@@ -147,6 +147,14 @@ class PreflightStatus(ApiModel):
     )
 
 
+class KeysStatus(ApiModel):
+    """The keys that the operator wrote last, without the keys."""
+
+    generation: Count = Field(description="Counts the rotations, from 1.")
+    key: str = Field(max_length=16, description="Name of the newest key, as agents log it.")
+    time: Time = Field(description="When it was written.")
+
+
 class DisaggDeploymentStatus(ApiModel):
     """What the operator found at observedGeneration."""
 
@@ -170,6 +178,7 @@ class DisaggDeploymentStatus(ApiModel):
     rollout: RolloutStatus | None = Field(None, description="While a revision is on its way.")
     router: RouterStatus | None = Field(None, description="Pods of the router.")
     transfer: TransferStatus | None = Field(None, description="What the agents report.")
+    keys: KeysStatus | None = Field(None, description="The agents' keys, without the keys.")
     preflight: PreflightStatus | None = Field(
         None, description="Samples between pods; while there are any."
     )

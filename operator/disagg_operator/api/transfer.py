@@ -163,6 +163,11 @@ class TransferSpec(ApiModel):
     quarantine: QuarantineSpec = Field(
         QuarantineSpec(), description="When memory that late bytes may reach is too much."
     )
+    key_rotation: Annotated[str, Field(pattern="^(Never|[1-9][0-9]{0,3}h)$")] = Field(
+        "720h",
+        description="How long the keys of the agents last, in hours, or Never. No pod restarts and no"
+        " transfer fails for a new one; a new revision has new keys anyway.",
+    )
     integrity: Literal["Always", "Sampled", "Off"] = Field(
         "Always", description="Whether decode checks a digest of every payload, or of some."
     )

@@ -9,12 +9,14 @@ from typing import Any
 from disagg_operator import names
 from disagg_operator.api.resource import Deployment
 from disagg_operator.api.spec import DisaggDeploymentSpec, RoleSpec, RolesSpec
+from disagg_operator.api.transfer import TransferSpec
 from disagg_operator.render.images import Images, agent_image, engine_image
 from disagg_operator.render.metadata import digest
 
 # As Kubernetes' own safe encoding: no vowels, so no words, and nothing that reads as a number.
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _NOT_PODS = ("disruption", "network_policy", "paused", "restart", "rollout", "router")
+_KEY_ROTATION = TransferSpec.model_fields["key_rotation"].default
 _COUNTED = ("replicas", "scaling")
 # Nothing that the peer could notice. Arguments are not among them: a page size is one.
 _OF_ONE_ROLE = ("env", "resources", "template")
@@ -23,8 +25,8 @@ _OF_ONE_ROLE = ("env", "resources", "template")
 def revision(deployment: Deployment, *, images: Images) -> str:
     """Five characters; the same for pods that pair, whatever else of the spec changes.
 
-    Not part of it: replicas and who sets them, paused, restart, rollout, what guards the pods, the
-    router (it has a Deployment of its own), what `template` has, and fields left at their defaults,
+    Not part of it: replicas and who sets them, paused, restart, rollout, what guards the pods, how
+    often keys change, the router (it has a Deployment of its own), what `template` has, and fields left at their defaults,
     so that a new field of a newer operator restarts nothing.
     """
     source = {
@@ -54,7 +56,8 @@ def _made_from(deployment: Deployment) -> dict[str, Any]:
     spec = deployment.spec
     defaults = {name: DisaggDeploymentSpec.model_fields[name].default for name in _NOT_PODS}
     roles = RolesSpec(prefill=_pairing(spec.roles.prefill), decode=_pairing(spec.roles.decode))
-    pods = spec.model_copy(update={**defaults, "roles": roles})
+    transfer = spec.transfer.model_copy(update={"key_rotation": _KEY_ROTATION})
+    pods = spec.model_copy(update={**defaults, "roles": roles, "transfer": transfer})
     return pods.model_dump(mode="json", exclude_defaults=True)
 
 

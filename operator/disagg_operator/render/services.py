@@ -51,7 +51,7 @@ def service_port(name: str, port: int) -> Object:
 def key_secret(deployment: Deployment, *, revision: str, keys: bytes) -> Object:
     """Secret with the keys, one a line, by which agents of one revision know one another.
 
-    Created once and never changed: pods of the revision hold the old ones.
+    Not immutable: a rotation changes it, and each agent reads its file again.
     """
     own = labels(deployment, component="key", revision=revision)
     name = names.key_secret_name(deployment.name, revision=revision)
@@ -60,6 +60,5 @@ def key_secret(deployment: Deployment, *, revision: str, keys: bytes) -> Object:
         "kind": "Secret",
         "metadata": metadata(deployment, name=name, labels=own),
         "type": "Opaque",
-        "immutable": True,
         "data": {contract.KEY_PATH.rpartition("/")[2]: base64.b64encode(keys).decode()},
     }

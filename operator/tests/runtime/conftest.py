@@ -14,8 +14,8 @@ from disagg_operator.intents import (
     CreatePod,
     CreateScaler,
     Delete,
-    EnsureKey,
     Tell,
+    WriteKeys,
 )
 from disagg_operator.kinds import Kind
 from disagg_operator.observe import (
@@ -29,6 +29,7 @@ from disagg_operator.observe import (
 )
 from disagg_operator.plan import decide
 from disagg_operator.report import Moment, status_of
+from disagg_operator.root_key import RootKey
 from disagg_operator.scaling import scaled
 from disagg_operator.served import Ledger
 from disagg_operator.tally import Tally, advance
@@ -57,7 +58,10 @@ class ClusterModel:
     def __init__(self, images):
         self.images = images
         self.objects = {}
-        self.keys = frozenset()
+        self.keys = None
+        self.root = RootKey(b"r" * 32)
+        # (Service, generation) of the key file of each revision.
+        self.key_files = {}
         self.uids = itertools.count(1)
         # A moment after what `put` stamps.
         self.now = NOW
@@ -89,6 +93,7 @@ class ClusterModel:
             observed,
             images=self.images,
             keys=self.keys,
+            root=self.root,
             restarts=self.restarts,
             progress=self.progress,
             views=self.views,
@@ -97,8 +102,14 @@ class ClusterModel:
 
     def carry_out(self, plan):
         self.restarts, self.progress = plan.restarts, plan.progress
+        written = {}
         for intent in plan.intents:
             self.one(intent)
+            if isinstance(intent, WriteKeys):
+                uid = self.objects[Kind.SERVICE, intent.service]["metadata"]["uid"]
+                self.key_files[intent.revision] = (uid, intent.generation)
+                written[intent.revision] = self.root.key_id(uid, generation=intent.generation)
+        self.keys = plan.keys_after(self.keys, written=written, kept=(), now=self.now)
 
     def one(self, intent):
         match intent:
@@ -115,9 +126,8 @@ class ClusterModel:
                 told = self.objects[kind, name]
                 assert body["metadata"]["uid"] == told["metadata"]["uid"]
                 told["status"] = _with_conditions(told["status"], body["status"])
-            case EnsureKey(revision=revision, service=service):
+            case WriteKeys(service=service):
                 assert (Kind.SERVICE, service) in self.objects
-                self.keys |= {revision}
             case Delete(kind=kind, name=name, uid=uid):
                 assert self.objects[kind, name]["metadata"]["uid"] == uid
                 del self.objects[kind, name]
@@ -344,6 +354,7 @@ class World:
                 deployment=self.deployment,
                 observed=self.cluster.observed(self.deployment),
                 plan=plan,
+                keys=self.cluster.keys,
                 views=self.views,
                 tally=self.tally,
                 ledger=self.ledger,

@@ -3,14 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from disagg_operator.errors import AlreadyExistsError, ApiRejectedError
+from disagg_operator.errors import AlreadyExistsError, ApiNotFoundError, ApiRejectedError
 from disagg_operator.execute import Execution
 from disagg_operator.expectations import LIMIT_S, Expectations
 from disagg_operator.intents import CreatePod, Delete
 from disagg_operator.kinds import Kind
-from disagg_operator.root_key import GENERATION, RootKey
-
-ROOT = RootKey(b"r" * 32)
+from disagg_operator.plan import Plan, decide
 
 
 class FakeWriter:
@@ -23,6 +21,9 @@ class FakeWriter:
     async def apply(self, kind, body):
         return self.write("apply", kind, body)
 
+    async def replace(self, kind, body):
+        return self.write("replace", kind, body)
+
     async def create(self, kind, body):
         return self.write("create", kind, body)
 
@@ -30,8 +31,9 @@ class FakeWriter:
         name = body["metadata"]["name"]
         self.calls.append((verb, kind, name))
         self.after()
-        if name in self.refuse:
-            raise self.refuse[name]
+        refused = self.refuse.get((verb, name)) or self.refuse.get(name)
+        if refused:
+            raise refused
         self.bodies[name] = body
         return {**body, "metadata": {**body["metadata"], "uid": f"uid-of-{name}"}}
 
@@ -51,16 +53,18 @@ def execution(cluster, deployment, writer):
     async def run(plan=None):
         found = deployment()
         seen = state.expectations.overlay(cluster.observed(found), now=state.now)
+        plan = plan or cluster.decide(found)
         outcome = await Execution(
             writer=writer,
             deployment=found,
             observed=seen,
             expectations=state.expectations,
             clock=lambda: state.now,
-            root=ROOT,
+            root=cluster.root,
             stopped=lambda: state.stopped,
-        ).run(plan or cluster.decide(found))
-        cluster.keys |= outcome.keys
+        ).run(plan)
+        written, kept = outcome.keys, outcome.kept
+        cluster.keys = plan.keys_after(cluster.keys, written=written, kept=kept, now=state.now)
         return outcome
 
     state.run = run
@@ -75,14 +79,14 @@ async def test_services_come_before_the_key_and_the_key_before_the_pods(executio
     assert not outcome.errors
 
 
-async def test_key_belongs_to_the_revisions_service(execution, writer):
+async def test_key_belongs_to_the_revisions_service(execution, writer, cluster):
     await execution.run()
     [name] = [name for _, kind, name in writer.calls if kind is Kind.SECRET]
     [owner] = writer.bodies[name]["metadata"]["ownerReferences"]
     assert owner["kind"] == "Service"
     assert owner["uid"] == f"uid-of-{owner['name']}"
     keys = base64.b64decode(writer.bodies[name]["data"]["key"])
-    assert keys == ROOT.key_file(owner["uid"], generation=GENERATION)
+    assert keys == cluster.root.key_file(owner["uid"], generation=1)
 
 
 async def test_error_of_a_stage_ends_the_plan(execution, writer, cluster, deployment):
@@ -111,32 +115,64 @@ async def test_name_that_is_taken_is_no_error_and_not_done(execution, writer, cl
     assert not [i for i in outcome.done if isinstance(i, CreatePod)]
 
 
-async def test_key_that_exists_is_not_taken_for_ours(execution, writer, cluster, deployment):
-    name = cluster.decide(deployment()).stages[1][0].name
-    writer.refuse[name] = AlreadyExistsError("taken", code=409)
-    assert (await execution.run()).keys == set()
+@pytest.fixture
+def secret(cluster, deployment):
+    """The name of the key Secret."""
+    (intent,) = cluster.decide(deployment()).stages[1]
+    return intent.name
 
 
-async def test_pass_before_the_watch_creates_nothing_twice(
-    execution, writer, cluster, deployment, images
-):
-    from disagg_operator.plan import decide
-
+async def test_a_secret_of_that_name_is_replaced_unread(execution, writer, secret, cluster):
+    writer.refuse["create", secret] = AlreadyExistsError("taken", code=409)
     outcome = await execution.run()
+    assert [verb for verb, _, name in writer.calls if name == secret] == ["create", "replace"]
+    assert not outcome.errors
+    assert cluster.keys.key in outcome.keys.values()
+
+
+async def test_a_secret_that_has_just_gone_is_made_in_the_next_pass(
+    execution, writer, secret, cluster
+):
+    writer.refuse["create", secret] = AlreadyExistsError("taken", code=409)
+    writer.refuse["replace", secret] = ApiNotFoundError("gone", code=404)
+    outcome = await execution.run()
+    assert not outcome.errors
+    assert cluster.keys is None
+    writer.refuse = {}
+    await execution.run()
+    assert cluster.keys.generation == 1
+
+
+async def test_an_immutable_secret_of_an_older_operator_is_left_and_not_tried_every_pass(
+    execution, writer, secret, cluster, deployment
+):
+    writer.refuse["create", secret] = AlreadyExistsError("taken", code=409)
+    writer.refuse["replace", secret] = ApiRejectedError("immutable", code=422)
+    outcome = await execution.run()
+    assert not outcome.errors
+    assert outcome.kept == outcome.keys.keys()
     seen = execution.expectations.overlay(cluster.observed(deployment()), now=1.0)
-    assert (
-        decide(
-            deployment(),
-            seen,
-            images=images,
-            keys=frozenset(outcome.keys),
-            restarts={},
-            progress=None,
-            views={},
-            now=1.0,
-        ).intents
-        == ()
+    assert decide_again(cluster, deployment(), seen).intents == ()
+
+
+def decide_again(cluster, deployment, observed, **fields):
+    return decide(
+        deployment,
+        observed,
+        images=cluster.images,
+        keys=cluster.keys,
+        root=cluster.root,
+        restarts={},
+        progress=None,
+        views={},
+        now=fields.get("now", 1.0),
     )
+
+
+async def test_pass_before_the_watch_creates_nothing_twice(execution, cluster, deployment):
+    await execution.run()
+    seen = execution.expectations.overlay(cluster.observed(deployment()), now=1.0)
+    assert decide_again(cluster, deployment(), seen).intents == ()
 
 
 async def test_expectation_that_the_watch_never_meets_is_dropped(execution, cluster, deployment):
@@ -150,7 +186,7 @@ async def test_deleted_pod_counts_as_terminating_until_it_is_gone(execution, clu
     cluster.converge(deployment())
     pod = next(iter(cluster.observed(deployment()).pods.values()))
     gone = Delete(kind=Kind.POD, name=pod.name, uid=pod.uid, reason="test")
-    plan = SimpleNamespace(stages=((gone,),))
+    plan = Plan(update_revision="", serving_revision="", stages=((gone,),))
     await execution.run(plan)
     seen = execution.expectations.overlay(cluster.observed(deployment()), now=0.0)
     assert seen.pods[pod.name].deleting

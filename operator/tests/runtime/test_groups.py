@@ -14,6 +14,9 @@ from disagg_operator.timestamps import timestamp_s
 
 BARE = {"router": {"type": "external"}}
 
+# Further away is only the next rotation of the keys.
+DAY_S = 86400.0
+
 
 @pytest.fixture
 def wide(deployment):
@@ -241,7 +244,7 @@ class Walk:
         self.spec = self.edited()
 
     def restart(self):
-        self.cluster.keys = frozenset()
+        self.cluster.keys = None
         if self.random.random() < 0.5:
             self.cluster.restarts = {}
 
@@ -256,7 +259,7 @@ class Walk:
         for _ in range(40):
             self.settle()
             plan = self.cluster.decide(self.spec)
-            if not plan.intents and plan.wake_at is None:
+            if not plan.intents and not 0 < (plan.wake_at or 0) - self.cluster.now < DAY_S:
                 break
             self.cluster.carry_out(plan)
             if not plan.intents:

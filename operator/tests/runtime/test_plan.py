@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from disagg_operator import names
 from disagg_operator.drift import holds
-from disagg_operator.intents import Apply, CreatePod, Delete, EnsureKey
+from disagg_operator.intents import Apply, CreatePod, Delete, WriteKeys
 from disagg_operator.kinds import Kind
 from disagg_operator.step import group_ready
 from disagg_operator.timestamps import timestamp_s
@@ -20,7 +20,7 @@ def test_new_resource_gets_services_then_key_then_pods_and_router(cluster, deplo
     plan = cluster.decide(deployment())
     services, key, workloads, client_service, guards = plan.stages
     assert [intent.kind for intent in services] == [Kind.SERVICE, Kind.SERVICE]
-    assert [type(intent) for intent in key] == [EnsureKey]
+    assert [type(intent) for intent in key] == [WriteKeys]
     assert {type(intent) for intent in workloads} == {CreatePod, Apply}
     assert [intent.name for intent in client_service] == ["tiny"]
     assert [intent.name for intent in guards] == [
@@ -149,12 +149,11 @@ def test_rollout_without_a_router_ends(cluster, deployment, revision):
     assert left - {None} == {revision(new)}
 
 
-def test_key_is_asked_for_until_it_was_made_or_pods_run(cluster, deployment):
-    plan = cluster.decide(deployment())
-    cluster.carry_out(plan)
-    cluster.keys = frozenset()
-    assert kinds_of(cluster.decide(deployment())) == [EnsureKey]
-    cluster.settle()
+def test_keys_are_asked_for_until_the_status_tells_of_them(cluster, deployment):
+    cluster.converge(deployment())
+    written, cluster.keys = cluster.keys, None
+    assert kinds_of(cluster.decide(deployment())) == [WriteKeys]
+    cluster.keys = written
     assert cluster.decide(deployment()).intents == ()
 
 
@@ -246,7 +245,7 @@ def test_any_history_converges_to_exactly_what_the_spec_asks_for(
         elif what == "settle":
             cluster.settle()
         elif what == "restart":
-            cluster.keys = frozenset()
+            cluster.keys = None
         elif what == "pass":
             plan = cluster.decide(current)
             cluster.carry_out(plan)

@@ -48,6 +48,9 @@ class FakeGateway:
             return body
         return self.child(body)
 
+    async def replace(self, kind, body):
+        return body
+
     def child(self, body):
         self.children += 1
         if self.child_error:

@@ -276,7 +276,7 @@ def test_bounds_hold_through_random_specs_failures_and_restarts(new_cluster, mak
         if pick.random() < 0.5:
             cluster.settle()
         if pick.random() < 0.05:
-            cluster.keys, cluster.restarts, cluster.progress = frozenset(), {}, None
+            cluster.keys, cluster.restarts, cluster.progress = None, {}, None
         before = capacity(cluster, spec)
         plan = cluster.decide(spec)
         present = dict.fromkeys(names.ROLES, 0)
