@@ -7,6 +7,7 @@ without harm.
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,6 +87,7 @@ class ResourceLoop:
         self._expectations = Expectations()
         self._tally = Tally()
         self._ledger = served.Ledger()
+        self._keys_at = -math.inf
         self._failures = 0
         self._undone = 0
         self._ready_wait = ReadyWait()
@@ -165,6 +167,7 @@ class ResourceLoop:
             observed,
             images=images,
             keys=keys_of(previous),
+            keys_at=self._keys_at,
             root=self._runtime.root,
             restarts=restarts_of(previous, revision=revision(deployment, images=images)),
             progress=progress_of(previous),
@@ -181,6 +184,8 @@ class ResourceLoop:
             stopped=self._stopped,
         )
         outcome = await execution.run(plan)
+        if outcome.keys:
+            self._keys_at = self._runtime.clock()
         self._count(outcome)
         return plan, outcome
 

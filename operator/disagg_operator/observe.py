@@ -45,6 +45,13 @@ class ContainerRecord:
     def running(self) -> bool:
         return self.started_at is not None
 
+    @property
+    def uncreated(self) -> bool:
+        """Nothing of it was ever there: its image may be on its way, or its volumes are not there."""
+        return not (self.running or self.restarts or self.exit_code is not None) and (
+            self.waiting_reason in {"", "ContainerCreating", "PodInitializing"}
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRecord:

@@ -42,6 +42,9 @@ from disagg_operator.step import (
     revisions,
 )
 
+# A kubelet mounts a Secret within seconds; longer than this, it may not be there.
+MISSING_AFTER_S = 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -84,6 +87,7 @@ def decide(
     *,
     images: Images,
     keys: Keys | None,
+    keys_at: float,
     root: RootKey,
     restarts: Restarts,
     progress: Progress | None,
@@ -106,6 +110,7 @@ def decide(
         observed=observed,
         images=images,
         keys=keys,
+        keys_at=keys_at,
         root=root,
         update=update,
         targets=_targets(deployment, roles, present),
@@ -225,6 +230,24 @@ def _keys(step: Step) -> Iterator[Intent]:
         if known and generation != generation_of(step.keys):
             reason = "a rotation is due"
         yield _write_keys(step, step.update, generation, reason)
+    elif _await_volumes(step):
+        again_at = step.keys_at + MISSING_AFTER_S
+        step.wakes.append(again_at)
+        if step.now >= again_at:
+            reason = "pods wait for their volumes: the Secret may have been deleted"
+            yield _write_keys(step, step.update, generation, reason)
+
+
+def _await_volumes(step: Step) -> bool:
+    """A pod has a node for long, and its first container was never started: not ours to see why."""
+    waiting = [
+        pod.created_at + MISSING_AFTER_S
+        for role in names.ROLES
+        for pod in step.observed.role_pods(role, revision=step.update)
+        if pod.node and not pod.deleting and (pod.agent is None or pod.agent.uncreated)
+    ]
+    step.wakes.extend(waiting)
+    return any(step.now >= at for at in waiting)
 
 
 def _key_owner(step: Step, revision: str) -> ServiceRecord | None:

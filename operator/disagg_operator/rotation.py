@@ -55,9 +55,8 @@ def keys_after(
     if update not in asked or not asked.keys() <= written.keys():
         return before
     generation = asked[update]
-    if update not in kept:
-        since = before.since if before and before.generation == generation else now
-        return Keys(generation=generation, key=written[update], since=since)
-    if before is not None and before.generation != generation:
+    moved = before is None or before.generation != generation
+    if before is not None and moved and update in kept:
         return replace(before, since=now)
-    return Keys(generation=generation, key=written[update], since=now)
+    since = now if before is None or moved else before.since
+    return Keys(generation=generation, key=written[update], since=since)

@@ -32,6 +32,7 @@ class Step:
     observed: Observed
     images: Images
     keys: Keys | None  # what the status tells of
+    keys_at: float  # when this process wrote them last
     root: RootKey
     update: str
     targets: Targets

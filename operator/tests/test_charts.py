@@ -175,6 +175,43 @@ def own_cluster():
         yield kubeconfig, client.ApiextensionsV1Api(api)
 
 
+def test_the_server_lets_the_operator_read_its_root_key_and_no_other_secret(helm, own_cluster):
+    kubeconfig, extensions = own_cluster
+    chart, target = str(CHARTS / "disagg-operator"), [f"--kubeconfig={kubeconfig}"]
+    helm("install", "disagg", chart, "--namespace=operators", "--create-namespace", *target)
+    authorization = client.AuthorizationV1Api(extensions.api_client)
+
+    def may(verb, name, namespace):
+        asked = {
+            "user": "system:serviceaccount:operators:disagg",
+            "groups": ["system:serviceaccounts", "system:authenticated"],
+            "resourceAttributes": {
+                "verb": verb,
+                "resource": "secrets",
+                "name": name,
+                "namespace": namespace,
+            },
+        }
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": asked,
+        }
+        return authorization.create_subject_access_review(review).status.allowed
+
+    assert may("get", "disagg-root-key", "operators")
+    assert may("create", "", "operators")
+    for verb in ("create", "update"):
+        assert may(verb, "tiny-abcde-key", "team-a")
+    for name, namespace in (
+        ("tiny-abcde-key", "team-a"),
+        ("disagg-root-key", "team-a"),
+        ("other", "operators"),
+        ("", "team-a"),
+    ):
+        assert not [v for v in ("get", "list", "watch", "patch") if may(v, name, namespace)]
+
+
 def test_an_upgrade_upgrades_the_resource_and_a_removal_keeps_it(helm, own_cluster, tmp_path):
     kubeconfig, extensions = own_cluster
     older = shutil.copytree(CHARTS / "disagg-operator", tmp_path / "older")

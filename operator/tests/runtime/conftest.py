@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -59,6 +60,7 @@ class ClusterModel:
         self.images = images
         self.objects = {}
         self.keys = None
+        self.keys_at = -math.inf
         self.root = RootKey(b"r" * 32)
         # (Service, generation) of the key file of each revision.
         self.key_files = {}
@@ -93,6 +95,7 @@ class ClusterModel:
             observed,
             images=self.images,
             keys=self.keys,
+            keys_at=self.keys_at,
             root=self.root,
             restarts=self.restarts,
             progress=self.progress,
@@ -109,6 +112,7 @@ class ClusterModel:
                 uid = self.objects[Kind.SERVICE, intent.service]["metadata"]["uid"]
                 self.key_files[intent.revision] = (uid, intent.generation)
                 written[intent.revision] = self.root.key_id(uid, generation=intent.generation)
+        self.keys_at = self.now if written else self.keys_at
         self.keys = plan.keys_after(self.keys, written=written, kept=(), now=self.now)
 
     def one(self, intent):

@@ -161,6 +161,7 @@ def decide_again(cluster, deployment, observed, **fields):
         observed,
         images=cluster.images,
         keys=cluster.keys,
+        keys_at=cluster.keys_at,
         root=cluster.root,
         restarts={},
         progress=None,

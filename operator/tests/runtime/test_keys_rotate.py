@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from disagg_operator.api.status import DisaggDeploymentStatus
 from disagg_operator.intents import WriteKeys
+from disagg_operator.kinds import Kind
+from disagg_operator.plan import MISSING_AFTER_S
 from disagg_operator.report import keys_of
 from disagg_operator.root_key import RootKey
 from disagg_operator.rotation import Keys, generation_due, generation_of, keys_after
@@ -90,6 +92,52 @@ def test_another_root_makes_new_keys_at_once(cluster, deployment):
     assert list(key_writes(plan).values()) == [1]
     cluster.carry_out(plan)
     assert cluster.decide(deployment()).intents == ()
+
+
+@pytest.fixture
+def held_up(cluster, deployment, pod_statuses):
+    """Pods that have a node, and whose containers the kubelet does not create."""
+    cluster.carry_out(cluster.decide(deployment()))
+    for body in cluster.of(Kind.POD).values():
+        body["spec"]["nodeName"] = "node"
+        status = pod_statuses["running"](body, ready=False)
+        for each in (*status["initContainerStatuses"], *status["containerStatuses"]):
+            each["state"] = {"waiting": {"reason": "PodInitializing"}}
+        body["status"] = status | {"phase": "Pending"}
+    return cluster
+
+
+def test_keys_are_written_again_while_pods_wait_for_a_secret_that_may_be_gone(held_up, deployment):
+    begun = held_up.now
+    assert held_up.decide(deployment()).wake_at == begun + MISSING_AFTER_S
+    for minutes in (1, 2, 3):
+        held_up.now = begun + minutes * MISSING_AFTER_S
+        before = held_up.keys
+        plan = held_up.decide(deployment())
+        assert list(key_writes(plan).values()) == [1]
+        held_up.carry_out(plan)
+        assert held_up.keys == before
+        plan = held_up.decide(deployment())
+        assert (plan.intents, plan.wake_at) == ((), held_up.now + MISSING_AFTER_S)
+    held_up.settle()
+    held_up.now += MISSING_AFTER_S
+    assert key_writes(held_up.decide(deployment())) == {}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"waiting": {"reason": "ImagePullBackOff"}},
+        {"waiting": {"reason": "CrashLoopBackOff"}},
+        {"terminated": {"exitCode": 2}},
+    ],
+)
+def test_agents_that_do_not_start_for_another_reason_get_no_new_secret(held_up, deployment, state):
+    for body in held_up.of(Kind.POD).values():
+        for each in body["status"]["initContainerStatuses"]:
+            each["state"] = state
+    held_up.now += MISSING_AFTER_S
+    assert key_writes(held_up.decide(deployment())) == {}
 
 
 def test_the_status_tells_the_generation_and_is_all_that_is_remembered(world):

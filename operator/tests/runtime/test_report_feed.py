@@ -147,7 +147,7 @@ async def test_an_agent_that_refuses_the_token_is_told_apart_from_one_that_is_si
 ):
     woken = []
     feed.follow(OWNER, with_token(agent, "secret"))
-    await until(lambda: view(feed) is not None)
+    await until(lambda: len(agent.asked) == 2)
     monkeypatch.setattr(feed, "_wake", woken.append)
     agent.code = 401
     agent.tell(agent.report)
