@@ -131,10 +131,18 @@ def _problems_of(
                 message = f"pod {name} does not exist yet"
                 yield _problem(names.REASON_PODS_MISSING, message, Weight.MISSING)
             elif pod.deleting:
-                message = f"pod {name} is terminating and will be replaced"
-                yield _problem(names.REASON_PODS_MISSING, message, Weight.MISSING)
+                yield _leaving(pod)
             elif not pod.ready:
-                yield _found(pod, views.get(name)) or _gate(pod, held) or _starting(pod)
+                found = _found(pod, views.get(name)) or _gate(pod, held) or _unreachable(pod)
+                yield found or _starting(pod)
+
+
+def _leaving(pod: PodRecord) -> Finding:
+    if not pod.disruption:
+        message = f"pod {pod.name} is terminating and will be replaced"
+        return _problem(names.REASON_PODS_MISSING, message, Weight.MISSING)
+    message = f"pod {pod.name} leaves node {pod.node} and will be replaced: {pod.disruption}"
+    return _problem(names.REASON_POD_DISRUPTED, message, Weight.PLACEMENT)
 
 
 def _held_back(
@@ -266,6 +274,16 @@ def _gate(pod: PodRecord, held: Mapping[str, str]) -> Finding | None:
     message = f"pod {pod.name} is held back until state is seen to move: {why}"
     reason = names.REASON_PREFLIGHT_FAILED if failed else names.REASON_PREFLIGHT_PENDING
     return _problem(reason, message, Weight.AGENT if failed else Weight.STARTING)
+
+
+def _unreachable(pod: PodRecord) -> Finding | None:
+    if not pod.unanswered or not all(container.ready for container in pod.containers):
+        return None
+    message = (
+        f"node {pod.node} of pod {pod.name} does not answer; the pod is replaced when the cluster"
+        " gives the node up, 5 min later unless the pod's tolerations say otherwise"
+    )
+    return _problem(names.REASON_NODE_UNREACHABLE, message, Weight.PLACEMENT)
 
 
 def _starting(pod: PodRecord) -> Finding:

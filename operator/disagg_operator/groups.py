@@ -87,7 +87,8 @@ def broken(group: Group, *, now: float) -> str:
         return ""
     for pod in pods:
         if pod.deleting:
-            return f"pod {pod.name} is being deleted"
+            why = f": {pod.disruption}" if pod.disruption else ""
+            return f"pod {pod.name} is being deleted{why}"
         if pod.engine is not None and pod.engine.restarts:
             return f"the engine of pod {pod.name} was restarted"
     # Members of several nodes are ready only together, so a ready one has lost the missing one.

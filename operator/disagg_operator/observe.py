@@ -65,12 +65,14 @@ class PodRecord:
     template: str  # of its role when it was made
     phase: str
     ready: bool
+    unanswered: bool  # not ready by the word of the node controller, since its kubelet is silent
     gate: bool | None  # whether its readiness gate is open; None for a pod that has none
     created_at: float  # Unix seconds
     deleted_at: float | None  # when its grace period ends or ended; None while nobody deletes it
     node: str
     ip: str
     unschedulable: str  # the scheduler's message, or empty
+    disruption: str  # why the cluster takes it away: drained, preempted, its node is dead; or empty
     containers: tuple[ContainerRecord, ...]
 
     @property
@@ -206,6 +208,7 @@ def pod_record(body: Mapping[str, Any]) -> PodRecord:
     labels = metadata.get("labels", {})
     conditions = {item["type"]: item for item in status.get("conditions", ())}
     scheduled = conditions.get("PodScheduled", {})
+    disrupted = conditions.get("DisruptionTarget", {})
     return PodRecord(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -217,6 +220,7 @@ def pod_record(body: Mapping[str, Any]) -> PodRecord:
         template=labels.get(names.LABEL_TEMPLATE, ""),
         phase=status.get("phase", "Pending"),
         ready=_is_true(conditions, "Ready"),
+        unanswered=_unanswered(conditions.get("Ready", {})),
         gate=_is_true(conditions, names.GATE_STATE_MOVES) if _gated(body) else None,
         created_at=_seconds(metadata.get("creationTimestamp")),
         deleted_at=(
@@ -225,6 +229,7 @@ def pod_record(body: Mapping[str, Any]) -> PodRecord:
         node=body.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         unschedulable=_unschedulable(scheduled),
+        disruption=disrupted.get("message", "") if disrupted.get("status") == "True" else "",
         containers=_containers(status),
     )
 
@@ -236,6 +241,11 @@ def _unschedulable(scheduled: Mapping[str, Any]) -> str:
 
 def _is_true(conditions: Mapping[str, Mapping[str, Any]], kind: str) -> bool:
     return conditions.get(kind, {}).get("status") == "True"
+
+
+def _unanswered(ready: Mapping[str, Any]) -> bool:
+    """A kubelet gives a reason with False; the node controller only changes the word."""
+    return ready.get("status") == "False" and not ready.get("reason")
 
 
 def _gated(body: Mapping[str, Any]) -> bool:

@@ -138,6 +138,37 @@ def test_refused_engine_is_told_by_pod_and_refusal_even_if_it_ends_of_it(
     assert f"agent of pod {name} is not ready: EngineRefused: the details" in condition.message
 
 
+def test_a_pod_whose_node_is_silent_names_the_node(world):
+    """The node controller leaves all as the kubelet said it last, but for the one word."""
+    status = world.pod(world.decode)["status"]
+    status["conditions"] = [{"type": "Ready", "status": "False"}]
+    world.pod(world.decode)["spec"]["nodeName"] = "h200-7"
+    found = world.condition("DecodeReady")
+    assert found.reason == "NodeUnreachable"
+    assert f"node h200-7 of pod {world.decode} does not answer" in found.message
+
+
+def test_a_kubelet_that_takes_readiness_away_answers(world):
+    status = world.pod(world.decode)["status"]
+    status["conditions"] = [
+        {"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"}
+    ]
+    assert world.condition("DecodeReady").reason != "NodeUnreachable"
+
+
+def test_a_pod_that_the_cluster_takes_away_gives_the_clusters_words(world):
+    pod = world.pod(world.decode)
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    pod["spec"]["nodeName"] = "h200-7"
+    pod["status"]["conditions"].append(
+        {"type": "DisruptionTarget", "status": "True", "message": "Taint manager: deleting"}
+    )
+    found = world.condition("DecodeReady")
+    assert found.reason == "PodDisrupted"
+    assert f"pod {world.decode} leaves node h200-7" in found.message
+    assert "Taint manager: deleting" in found.message
+
+
 def test_missing_pod_is_told(world):
     name = world.decode
     del world.cluster.objects[Kind.POD, name]

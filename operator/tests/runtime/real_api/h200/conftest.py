@@ -44,7 +44,10 @@ class Nodes:
             self.names.append(body["metadata"]["name"])
 
     async def die(self, name):
-        """Its kubelet says nothing more, and does nothing for its pods any more."""
+        """Its kubelet says nothing more, and does nothing for its pods any more.
+
+        Then comes what the node controller writes when the node's lease has run out, 50 s later.
+        """
         dead = {"metadata": {"annotations": {kwok.DEAD: "true"}}}
         await self.core.patch_node(name, dead, _content_type=STRATEGIC)
         pods = await self.core.list_namespaced_pod(
@@ -54,7 +57,12 @@ class Nodes:
             await self.core.patch_namespaced_pod(
                 pod.metadata.name, self.pool, dead, _content_type=STRATEGIC
             )
-        # What the node controller writes when the node's lease has run out, 50 s later.
+            await self.core.patch_namespaced_pod_status(
+                pod.metadata.name,
+                self.pool,
+                {"status": {"conditions": [{"type": "Ready", "status": "False"}]}},
+                _content_type=STRATEGIC,
+            )
         unknown = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}
         await self.core.patch_node_status(
             name, {"status": {"conditions": [unknown]}}, _content_type=STRATEGIC
@@ -166,16 +174,20 @@ class Agents:
         self.resource, self.fake_agent, self.report = resource, fake_agent, report
         self.running = {}
         self.fields = {}
+        self.over = asyncio.Event()
 
     async def run(self):
-        while True:
+        while not self.over.is_set():
             pods = {pod.metadata.uid: pod for pod in await self.resource.pods()}
             for uid in set(self.running) - set(pods):
                 await self.running.pop(uid).runner.cleanup()
             for uid, pod in pods.items():
                 if uid not in self.running and pod.status.pod_ip:
-                    self.running[uid] = await self.started(pod)
+                    with contextlib.suppress(client.ApiException):  # its key is gone, so is it soon
+                        self.running[uid] = await self.started(pod)
             await asyncio.sleep(0.05)
+        for agent in self.running.values():
+            await agent.runner.cleanup()
 
     async def started(self, pod):
         role = pod.metadata.labels[names.LABEL_ROLE]
@@ -194,14 +206,11 @@ class Agents:
             )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 async def agents(resource, fake_agent, reported):
     agents = Agents(resource, fake_agent, reported.report)
     task = asyncio.create_task(agents.run())
     yield agents
-    task.cancel()
-    for agent in agents.running.values():
-        await agent.runner.cleanup()
-    # What ended it before, such as a port that another process of this machine has.
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    # Not cancelled: in the midst of a start or an end that would leave sockets open.
+    agents.over.set()
+    await task
