@@ -7,6 +7,7 @@ OperatorError
       +-- ApiConflictError       409: the precondition or the name was taken; observe again
       |    +-- AlreadyExistsError
       +-- ApiNotFoundError       404: the object, its namespace or its kind is gone
+      |    +-- GangNotServedError   PodGroups are asked for, and the server has no such kind
       +-- ApiForbiddenError      403: the service account lacks a verb
       +-- ApiRejectedError       400, 413, 422 and the like: the same request will never succeed
       +-- ApiUnavailableError    429, 5xx, broken connection, after all attempts
@@ -46,6 +47,10 @@ class AlreadyExistsError(ApiConflictError):
 
 
 class ApiNotFoundError(ApiError):
+    pass
+
+
+class GangNotServedError(ApiNotFoundError):
     pass
 
 

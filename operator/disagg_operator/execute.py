@@ -8,13 +8,20 @@ from typing import Protocol, assert_never
 
 from disagg_operator import render
 from disagg_operator.api.resource import Deployment
-from disagg_operator.errors import AlreadyExistsError, ApiError, ApiNotFoundError, ApiRejectedError
+from disagg_operator.errors import (
+    AlreadyExistsError,
+    ApiError,
+    ApiNotFoundError,
+    ApiRejectedError,
+    GangNotServedError,
+)
 from disagg_operator.expectations import Expectations
 from disagg_operator.intents import (
     Apply,
     CreatePod,
     CreateScaler,
     Delete,
+    EnsureGang,
     Intent,
     Tell,
     WriteKeys,
@@ -43,13 +50,14 @@ class Writer(Protocol):
 @dataclass(slots=True)
 class Outcome:
     """What came of a plan. `keys` has the newest key of each revision whose file was written now;
-    `kept` are those of them whose Secret of before cannot be changed.
+    `kept` are those of them whose Secret of before cannot be changed. `gangs` are PodGroups created now.
     """
 
     done: list[Intent] = field(default_factory=list)
     errors: list[ApiError] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    gangs: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,14 +100,15 @@ class Execution:
         match intent:
             case Apply():
                 return self._apply(intent)
-            case CreatePod():
-                return self._create(Kind.POD, intent.body)
-            case CreateScaler():
-                return self._create(Kind.SCALER, intent.body)
+            case CreatePod() | CreateScaler():
+                kind = Kind.POD if isinstance(intent, CreatePod) else Kind.SCALER
+                return self._create(kind, intent.body)
             case Tell():
                 return self._tell(intent)
             case WriteKeys():
                 return self._write_keys(intent)
+            case EnsureGang():
+                return self._ensure_gang(intent)
             case Delete():
                 return self._delete(intent)
             case _:
@@ -156,8 +165,28 @@ class Execution:
             self.outcome.kept.add(intent.revision)
         return True
 
+    async def _ensure_gang(self, intent: EnsureGang) -> bool:
+        owned = {
+            **intent.body["metadata"],
+            "ownerReferences": [self._service_owner(intent.service)],
+        }
+        try:
+            await self.writer.create(Kind.POD_GROUP, {**intent.body, "metadata": owned})
+        except AlreadyExistsError:
+            return False
+        except ApiNotFoundError as error:
+            kind = f"{Kind.POD_GROUP.kind} of {Kind.POD_GROUP.api_version}"
+            raise GangNotServedError(
+                f"spec.scheduling.gang is Volcano, and the API server serves no {kind}: install"
+                " Volcano, or set it to None; no pod is made until then",
+                code=error.code,
+                reason=error.reason,
+            ) from error
+        self.outcome.gangs.add(intent.name)
+        return True
+
     def _service_owner(self, name: str) -> Json:
-        """The key goes with its revision's Service; we need no right to delete Secrets."""
+        """Keys and PodGroups go with their revision's Service; we need no right to delete them."""
         known = self.observed.services.get(name)
         uid = self._service_uids.get(name) or (known.uid if known else "")
         return {"apiVersion": "v1", "kind": "Service", "name": name, "uid": uid}

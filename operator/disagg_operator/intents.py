@@ -51,6 +51,16 @@ class WriteKeys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnsureGang:
+    """The PodGroup of a group of pods; it goes with the Service of its role and revision."""
+
+    name: str
+    body: Json = field(repr=False)
+    service: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
     kind: Kind
     name: str
@@ -60,4 +70,4 @@ class Delete:
     force: bool = False  # its node is dead: do not wait for the kubelet
 
 
-Intent = Apply | CreatePod | CreateScaler | Tell | WriteKeys | Delete
+Intent = Apply | CreatePod | CreateScaler | Tell | WriteKeys | EnsureGang | Delete

@@ -31,6 +31,7 @@ class Kind(Enum):
     DEPLOYMENT = ("apps/v1", "Deployment", "deployments")
     DISRUPTION_BUDGET = ("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
     NETWORK_POLICY = ("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+    POD_GROUP = ("scheduling.volcano.sh/v1beta1", "PodGroup", "podgroups")
     EVENT = ("events.k8s.io/v1", "Event", "events")
     LEASE = ("coordination.k8s.io/v1", "Lease", "leases")
     SCALER = (names.API_VERSION, names.SCALER_KIND, names.SCALER_PLURAL)

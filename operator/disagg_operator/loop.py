@@ -15,7 +15,7 @@ from typing import Any
 from disagg_operator import names, served
 from disagg_operator.api.resource import Deployment, InvalidDeploymentError, parse_deployment
 from disagg_operator.api.status import DisaggDeploymentStatus
-from disagg_operator.errors import ApiConflictError, ApiError, ApiForbiddenError
+from disagg_operator.errors import ApiConflictError, ApiError, ApiForbiddenError, GangNotServedError
 from disagg_operator.events import intent_news
 from disagg_operator.execute import Execution, Outcome
 from disagg_operator.expectations import Expectations
@@ -85,6 +85,7 @@ class ResourceLoop:
         self._stopped = stopped
         self._wake = runtime.wakeups.register(resource.owner)
         self._expectations = Expectations()
+        self._gangs: frozenset[str] = frozenset()
         self._tally = Tally()
         self._ledger = served.Ledger()
         self._keys_at = -math.inf
@@ -169,6 +170,7 @@ class ResourceLoop:
             keys=keys_of(previous),
             keys_at=self._keys_at,
             root=self._runtime.root,
+            gangs=self._gangs,
             restarts=restarts_of(previous, revision=revision(deployment, images=images)),
             progress=progress_of(previous),
             views=self._runtime.feed.views(self._resource.owner),
@@ -186,6 +188,7 @@ class ResourceLoop:
         outcome = await execution.run(plan)
         if outcome.keys:
             self._keys_at = self._runtime.clock()
+        self._gangs |= outcome.gangs
         self._count(outcome)
         return plan, outcome
 
@@ -351,10 +354,13 @@ def _error_finding(errors: list[ApiError]) -> Finding | None:
     lasting = [error for error in errors if not isinstance(error, ApiConflictError)]
     if not lasting:
         return None
-    forbidden = isinstance(lasting[0], ApiForbiddenError)
+    reasons = {
+        ApiForbiddenError: names.REASON_FORBIDDEN,
+        GangNotServedError: names.REASON_GANG_NOT_SERVED,
+    }
     return Finding(
         truth="True",
-        reason=names.REASON_FORBIDDEN if forbidden else names.REASON_RECONCILE_ERROR,
+        reason=reasons.get(type(lasting[0]), names.REASON_RECONCILE_ERROR),
         message=str(lasting[0]),
         weight=Weight.NONE,
     )

@@ -133,6 +133,7 @@ REASON_PREFLIGHT_FAILED = "PreflightFailed"
 REASON_INVALID_SPEC = "InvalidSpec"
 REASON_RECONCILE_ERROR = "ReconcileError"
 REASON_FORBIDDEN = "Forbidden"
+REASON_GANG_NOT_SERVED = "GangSchedulerMissing"
 
 # Reasons of Events; the first group are warnings.
 EVENT_TRANSFER_TIMEOUT = "TransferTimeout"
@@ -162,6 +163,10 @@ def role_service_name(name: str, *, role: str, revision: str) -> str:
 
 def pod_name(name: str, *, role: str, revision: str, group: int, rank: int) -> str:
     return f"{role_service_name(name, role=role, revision=revision)}-{group}-{rank}"
+
+
+def gang_name(name: str, *, role: str, revision: str, group: int) -> str:
+    return f"{role_service_name(name, role=role, revision=revision)}-{group}"
 
 
 def router_name(name: str, *, revision: str) -> str:

@@ -17,6 +17,7 @@ from disagg_operator import names, render
 from disagg_operator.api.quantities import share_of
 from disagg_operator.api.resource import Deployment
 from disagg_operator.drift import applied
+from disagg_operator.gangs import gang_intents
 from disagg_operator.gates import gate_intents
 from disagg_operator.intents import Intent, WriteKeys
 from disagg_operator.kinds import Json, Kind
@@ -93,6 +94,7 @@ def decide(
     progress: Progress | None,
     views: Mapping[str, AgentView],
     now: float,
+    gangs: frozenset[str] = frozenset(),
 ) -> Plan:
     """`keys`, `restarts` and `progress` are those of the update revision that the status tells of."""
     update = render.revision(deployment, images=images)
@@ -112,6 +114,7 @@ def decide(
         keys=keys,
         keys_at=keys_at,
         root=root,
+        gangs=gangs,
         update=update,
         targets=_targets(deployment, roles, present),
         refreshes=refreshes,
@@ -193,6 +196,7 @@ def _targets(
 def _stages(step: Step) -> Iterator[Iterable[Intent]]:
     yield _peer_services(step)
     yield _keys(step)
+    yield _gangs(step)
     yield (*_pods(step), *_router(step))
     yield _client_service(step)
     yield _guards(step)
@@ -268,10 +272,20 @@ def _write_keys(step: Step, revision: str, generation: int, reason: str) -> Writ
     )
 
 
+def _gangs(step: Step) -> Iterator[Intent]:
+    for role, group in _groups(step):
+        yield from gang_intents(step, role=role, group=group)
+
+
 def _pods(step: Step) -> Iterator[Intent]:
+    for role, group in _groups(step):
+        yield from group_intents(step, role=role, group=group)
+
+
+def _groups(step: Step) -> Iterator[tuple[str, int]]:
     for role in names.ROLES:
         for group in (*range(step.targets.new[role]), *step.refreshes[role].surge):
-            yield from group_intents(step, role=role, group=group)
+            yield role, group
 
 
 def _router(step: Step) -> Iterator[Intent]:

@@ -40,6 +40,7 @@ class Step:
     restarts: dict[tuple[str, int], Restart]
     views: Mapping[str, AgentView]
     now: float
+    gangs: frozenset[str] = frozenset()  # names of the PodGroups that it has created
     wakes: list[float] = field(default_factory=list)
 
     @property

@@ -119,6 +119,13 @@ def test_the_operator_may_do_what_it_does_and_no_more(rendered):
     }
 
 
+def test_pod_groups_may_be_created_where_volcano_is(rendered):
+    rules = only(rendered("--set=rbac.volcano=true", "--set=rbac.aggregate=false"), "ClusterRole")
+    (found,) = [rule for rule in rules["rules"] if rule["resources"] == ["podgroups"]]
+    assert found["apiGroups"] == ["scheduling.volcano.sh"]
+    assert found["verbs"] == ["create"]
+
+
 def test_replicas_share_the_lease_that_the_operator_may_write(rendered):
     objects = rendered()
     assert environment(objects)["DISAGG_LEASE"] == "default/disagg"

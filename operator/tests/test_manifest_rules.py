@@ -120,6 +120,14 @@ ALLOWED = {
 }
 
 REFUSED = {
+    "a queue without Volcano": (
+        {"scheduling": {"queue": "team-a"}},
+        ["scheduling.queue team-a", "scheduling.gang", "not None"],
+    ),
+    "a gang of another scheduler": (
+        {"scheduling": {"gang": "Native"}},
+        ["spec.scheduling.gang", "Native", "Volcano"],
+    ),
     "GPUs of no profile that has any": (
         {"hardware": {"profile": "cpu", "rdmaResource": "rdma/ib"}},
         ["hardware: gpuResource, rdmaResource", "hardware.profile cpu", "h200 or custom"],

@@ -23,6 +23,7 @@ from disagg_operator.api.base import (
 from disagg_operator.api.owned import EngineType
 from disagg_operator.api.pods import Args, Env, Resources, Template
 from disagg_operator.api.rules import SET, immutable, keyed_by, rules
+from disagg_operator.api.scheduling import SchedulingSpec
 from disagg_operator.api.transfer import TransferSpec
 from disagg_transfer import contract
 
@@ -280,6 +281,9 @@ class DisaggDeploymentSpec(ApiModel):
     engine: EngineSpec = Field(EngineSpec(), description="The inference engine of both roles.")
     roles: RolesSpec = Field(RolesSpec(), description="Prefill and decode.")
     hardware: HardwareSpec = Field(HardwareSpec(), description="What the pods run on.")
+    scheduling: SchedulingSpec = Field(
+        SchedulingSpec(), description="How the pods of a group are placed."
+    )
     transfer: TransferSpec = Field(TransferSpec(), description="How state moves between pods.")
     router: RouterSpec = Field(RouterSpec(), description="What requests come in through.")
     rollout: RolloutSpec = Field(RolloutSpec(), description="Change from revision to revision.")

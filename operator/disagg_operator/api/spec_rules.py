@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from disagg_operator.api.owned import OWNED_FLAGS, OWNED_ROUTER_FLAGS
 from disagg_operator.api.rules import Rule, cel_list, rule
+from disagg_operator.api.scheduling import QUEUE_RULE
 from disagg_operator.api.transfer_rules import (
     ARENA_RULES,
     ENGINE_OUTSIDE_DATA_PORTS_RULE,
@@ -137,6 +138,7 @@ SPEC_RULES = (
     *_SCALED_RULES,
     _TIMEOUT_KEYS_RULE,
     *ARENA_RULES,
+    QUEUE_RULE,
     _NO_DEVICES_ON_CPU_RULE,
     ENGINE_OUTSIDE_DATA_PORTS_RULE,
     REQUIRED_RDMA_IS_MEASURED_RULE,

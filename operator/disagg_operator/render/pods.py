@@ -5,6 +5,7 @@ from typing import Any
 from disagg_operator import names
 from disagg_operator.api.resource import Deployment
 from disagg_operator.render import agents, engines
+from disagg_operator.render.gangs import gang_fields
 from disagg_operator.render.images import Images
 from disagg_operator.render.metadata import labels, metadata
 from disagg_operator.render.overlay import merged
@@ -33,6 +34,7 @@ def pod(
     )
     own = _defaults(slot, profile=hardware, images=images)
     defaults = {"spec": merged(own, _near_one_another(slot))}
+    defaults = merged(defaults, gang_fields(slot))
     layered = merged(merged(defaults, _overlay(slot)), _owned(slot, profile=hardware))
     return {
         "apiVersion": "v1",

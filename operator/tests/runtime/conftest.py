@@ -15,6 +15,7 @@ from disagg_operator.intents import (
     CreatePod,
     CreateScaler,
     Delete,
+    EnsureGang,
     Tell,
     WriteKeys,
 )
@@ -64,6 +65,7 @@ class ClusterModel:
         self.root = RootKey(b"r" * 32)
         # (Service, generation) of the key file of each revision.
         self.key_files = {}
+        self.gangs = frozenset()
         self.uids = itertools.count(1)
         # A moment after what `put` stamps.
         self.now = NOW
@@ -97,6 +99,7 @@ class ClusterModel:
             keys=self.keys,
             keys_at=self.keys_at,
             root=self.root,
+            gangs=self.gangs,
             restarts=self.restarts,
             progress=self.progress,
             views=self.views,
@@ -132,6 +135,9 @@ class ClusterModel:
                 told["status"] = _with_conditions(told["status"], body["status"])
             case WriteKeys(service=service):
                 assert (Kind.SERVICE, service) in self.objects
+            case EnsureGang(name=name, body=body):
+                self.put(Kind.POD_GROUP, name, body)
+                self.gangs |= {name}
             case Delete(kind=kind, name=name, uid=uid):
                 assert self.objects[kind, name]["metadata"]["uid"] == uid
                 del self.objects[kind, name]
