@@ -212,19 +212,25 @@ class _Engine:
     def _serve_crowd(self, call: ServeCrowd) -> float:
         pages = draw_pages(self._shape, side="prefill", repetition=call.repetition)
         (whole,) = self._shape.chunks(self._shape.nbytes)
-        for room in call.rooms:
-            self._client.begin(room)
+        shares = whole.shares(len(call.rooms))
+        ready = {
+            room: self._client.begin(room, reserve=(share.nbytes,))
+            for room, share in zip(call.rooms, shares, strict=True)
+        }
         time.sleep(COMPUTE_S)
         started_at = time.monotonic()
 
         def serve(room: int, share: Items) -> None:
-            extent = self._client.reserve(room, share.nbytes, timeout_s=_WAIT_S)
+            extents = ready[room] or self._client.reserve_all(
+                room, (share.nbytes,), timeout_s=_WAIT_S
+            )
+            extent = extents[0]
             self._pool.gather(share, pages[share.block.name], extent.view)
             self._client.offer(room, share.block.name, extent, items=share.count, last=True)
             self._client.wait_released(room, _WAIT_S)
 
         with ThreadPoolExecutor(len(call.rooms)) as calls:
-            list(calls.map(serve, call.rooms, whole.shares(len(call.rooms))))
+            list(calls.map(serve, call.rooms, shares))
         return started_at
 
     def _send(self, call: Send) -> float:
