@@ -205,6 +205,7 @@ class Lane:
             moved |= _tell_ended(reads)  # before posting, which may take as long as a piece
             moved |= _post_pieces(fabric, reads)
             moved |= _tell_ended(reads)
+            _tell_posted(reads)
             if not reads.reads:
                 del self._queues[peer]
         return moved
@@ -253,7 +254,9 @@ def _post_piece(fabric: Fabric, reads: PeerReads, read: Read) -> int:
     read.position += nbytes
     read.pieces += 1
     if first:
-        read.listener(ReadEvent.POSTED, "")
+        read.posted_at = time.monotonic()
+        if not read.small:  # posting it may take as long as the piece
+            _tell(read)
     try:
         if fabric.post(handle) is Progress.DONE:
             _end_piece(fabric, piece, None)
@@ -271,6 +274,19 @@ def _end_piece(fabric: Fabric, piece: Piece, error: FabricError | None) -> None:
     # An error is terminal for the handle; one NIXL refuses to release moves nothing more.
     with contextlib.suppress(FabricError):
         fabric.release(piece.handle)
+
+
+def _tell_posted(reads: PeerReads) -> None:
+    """Most small reads have ended by then: that is one event to take in on their way, not two."""
+    now = time.monotonic()
+    for piece in reads.pieces:
+        if not piece.read.told and now - piece.read.posted_at > _SPIN_S:
+            _tell(piece.read)
+
+
+def _tell(read: Read) -> None:
+    read.told = True
+    read.listener(ReadEvent.POSTED, "")
 
 
 def _tell_ended(reads: PeerReads) -> bool:

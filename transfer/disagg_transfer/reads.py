@@ -21,7 +21,7 @@ _MAX_PIECES: Final = 64  # under way per peer, however small they are
 
 
 class ReadEvent(Enum):
-    POSTED = "posted"  # the first piece is with NIXL
+    POSTED = "posted"  # the first piece is with NIXL; a small read that ends at once skips it
     DONE = "done"  # terminal: every byte is here
     FAILED = "failed"  # terminal: nothing moves any more
     SETTLED = "settled"  # terminal, after abandon
@@ -42,6 +42,8 @@ class Read:
     listener: Listener
     position: int = 0  # handed to NIXL so far
     pieces: int = 0  # with NIXL, not in a terminal state
+    posted_at: float = 0.0  # the first piece
+    told: bool = False  # that it is posted
     abandoned: bool = False
     fault: FabricError | None = None
 

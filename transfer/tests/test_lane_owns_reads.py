@@ -100,6 +100,19 @@ def test_a_read_is_posted_in_bounded_pieces(lane):
     ]
 
 
+def test_a_small_read_that_ends_at_once_is_told_of_once(lane):
+    StagedFabric.latest.finish.set()
+    events = queue.Queue()
+    lane.read("peer", local=0, remote=0, nbytes=4096, listener=lambda *e: events.put(e))
+    assert events.get(timeout=5)[0] is ReadEvent.DONE
+
+
+def test_a_small_read_that_stays_under_way_is_told_of_twice(lane):
+    _, events = start_read(lane, 4096)
+    StagedFabric.latest.finish.set()
+    assert events.get(timeout=5)[0] is ReadEvent.DONE
+
+
 def posted(lane, count):
     """Wait until so many pieces are with NIXL."""
     deadline = time.monotonic() + 5

@@ -63,6 +63,7 @@ class Chunk:
     checked: bool  # by its digest
     span: Span | None = None
     read: Read | None = None
+    posted: bool = False
 
 
 class Request(Protocol):
@@ -239,11 +240,12 @@ class Landing:
 
     def _moved(self, chunk: Chunk, event: ReadEvent, detail: str) -> None:
         self._request.stopped(Stage.POST, chunk)
+        if event is not ReadEvent.DONE or not chunk.posted:
+            chunk.posted = True
+            self._request.started(Stage.WIRE, chunk)
         if event is ReadEvent.DONE:
             self._verify(chunk)
-            return
-        self._request.started(Stage.WIRE, chunk)
-        if event is not ReadEvent.POSTED:
+        elif event is not ReadEvent.POSTED:
             self._spawn(lambda: self._explain(chunk, Cause.TRANSPORT_ERROR, detail))
 
     async def _explain(self, chunk: Chunk, cause: Cause, detail: str) -> None:

@@ -183,11 +183,12 @@ class Pull:
             self._progress()
             return
         landed = Landed(room=self.room, request=self.request, confirm=self._unchecked)
-        self.session.send(landed)
         if self._unchecked:
+            self.session.send(landed)
             self._start(Stage.WIRE)
         else:
             self._complete()
+            self._say_soon(landed)
 
     def _confirmed(self) -> None:
         if self.ledger.complete:
@@ -233,9 +234,13 @@ class Pull:
         self._progress()
         self._landing.give_back(numbers)
 
+    def _say_soon(self, message: Landed | Release) -> None:
+        """After what the engine is told in this turn of the loop: it waits, the peer does not."""
+        self._loop.call_soon(self.session.send, message)
+
     def release(self) -> None:
         """Everything is scattered, of every source."""
-        self.session.send(Release(room=self.room, request=self.request))
+        self._say_soon(Release(room=self.room, request=self.request))
         self._released = True
         self._stop()
         self.close()
