@@ -17,7 +17,12 @@ import kopf
 from disagg_operator import names
 from disagg_operator.census import Census
 from disagg_operator.credentials import client_configuration
-from disagg_operator.errors import ApiForbiddenError, LeadershipLostError, SettingsError
+from disagg_operator.errors import (
+    ApiForbiddenError,
+    ApiUnavailableError,
+    LeadershipLostError,
+    SettingsError,
+)
 from disagg_operator.gateway import Gateway
 from disagg_operator.handlers import WATCHED, kopf_settings, registry_of
 from disagg_operator.leadership import Election
@@ -87,13 +92,14 @@ async def lead(
             await asyncio.wait({holding, working}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 raise LeadershipLostError(f"Lease {namespace}/{name} was not renewed in time")
-            await working
         finally:
             runtime.gateway.permitted = lambda: False
             runtime.metrics.leads = False
             holding.cancel()
             working.cancel()
+        # Whatever ended the work: kopf has stopped all loops by now.
         await election.release()
+        await working
 
 
 @asynccontextmanager
@@ -172,10 +178,18 @@ async def _rooted(runtime: Runtime) -> Runtime:
 
 async def _until_served(gateway: Gateway) -> None:
     """A chart installs the CRDs and the operator at once; a CRD takes a moment to be served."""
-    while not await gateway.serves_resource():
+    while not await _serves(gateway):
         kinds = f"{names.PLURAL} and {names.SCALER_PLURAL}"
         logger.info("waiting for the CRDs %s of %s to be served", kinds, names.GROUP)
         await asyncio.sleep(CRD_RECHECK_S)
+
+
+async def _serves(gateway: Gateway) -> bool:
+    try:
+        return await gateway.serves_resource()
+    except ApiUnavailableError as error:
+        logger.warning("%s", error)
+        return False
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from disagg_operator.kinds import Kind
 PERIOD_S: Final = 100.0
 # A list of thousands comes as thousands of events; the first of them is no time to compare.
 SETTLE_S: Final = 2.0
-# Kopf breaks a silent watch off after 70 s, and tries again.
+# Kopf breaks a silent watch off after 40 s, and tries again.
 STUCK_AFTER_S: Final = 150.0
 
 Owner = tuple[str, str]

@@ -29,6 +29,10 @@ from disagg_operator.runtime import Runtime
 # A pass in flight may finish its request; then the daemon is cancelled, so that a deletion or a
 # shutdown never waits for us.
 STOP_GRACE_S = 10.0
+# The server ends every watch after this and kopf resumes it where it ended: so one that is alive is
+# never silent for longer, and a dead one is told from a quiet one sooner than by bookmarks (60 s).
+SERVER_TIMEOUT_S = 30
+INACTIVITY_S = 40.0
 _PODS = ("", "v1", "pods")
 _SERVICES = ("", "v1", "services")
 _DEPLOYMENTS = ("apps", "v1", "deployments")
@@ -85,6 +89,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     for group, version, plural in _CHILDREN:
         settings.watching.label_selectors[group, version, plural] = names.MANAGED_SELECTOR
     settings.watching.connect_timeout = 5
+    settings.watching.server_timeout = SERVER_TIMEOUT_S
+    settings.watching.inactivity_timeout = INACTIVITY_S
     settings.networking.request_timeout = 15
     settings.networking.connect_timeout = 5
     # Watching namespaces and CRDs would need cluster-wide rights; the CRD is awaited at start.

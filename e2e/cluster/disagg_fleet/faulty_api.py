@@ -1,5 +1,6 @@
 """An API server that fails on demand: a proxy in front of a real one, for fault injection only."""
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -46,6 +47,7 @@ class FaultyApi:
         self.done: Callable[[Asked], None] = lambda _: None
         self.writes: list[Asked] = []
         self._watches: set[web.StreamResponse] = set()
+        self._silent: set[web.StreamResponse] = set()
         self._requests: dict[web.StreamResponse, web.BaseRequest] = {}
 
     async def __aenter__(self) -> Self:
@@ -66,14 +68,22 @@ class FaultyApi:
         await self._runner.cleanup()
         await self._session.close()
 
-    def cut_watches(self, *, gone: bool = False) -> int:
-        """Break every watch; with `gone` each first hears that its version is too old (410)."""
+    def silence_watches(self) -> None:
+        """From now on the watches that there are tell nothing, and stay open: as a connection does
+        whose other end is gone without a word.
+        """
+        self._silent |= self._watches
+
+    def cut_watches(self, *, gone: bool = False, code: int = 410) -> int:
+        """Break every watch; with `gone` each first hears that its version is too old (410), or
+        another `code`, which kopf cannot heal.
+        """
         watches = list(self._watches)
         for answer in watches:
             transport = self._requests[answer].transport
             if transport is not None:
                 if gone:
-                    error = {"kind": "Status", "code": 410, "reason": "Expired", "message": "old"}
+                    error = {"kind": "Status", "code": code, "reason": "Expired", "message": "old"}
                     line = json.dumps({"type": "ERROR", "object": error}).encode() + b"\n"
                     transport.write(b"%x\r\n%s\r\n" % (len(line), line))
                 transport.close()
@@ -112,6 +122,7 @@ class FaultyApi:
                     await self._relay(answer, told)
                 finally:
                     self._watches.discard(told)
+                    self._silent.discard(told)
                     del self._requests[told]
                 return told
         except aiohttp.ClientError:
@@ -120,7 +131,10 @@ class FaultyApi:
     async def _relay(self, answer: aiohttp.ClientResponse, told: web.StreamResponse) -> None:
         with contextlib.suppress(ConnectionError):
             async for part in answer.content.iter_any():
-                await told.write(part)
+                if told not in self._silent:
+                    await told.write(part)
+            if told in self._silent:
+                await asyncio.Event().wait()
 
     def _send(self, request: web.Request, body: bytes) -> Any:
         kept = {n: value for n, value in request.headers.items() if n.lower() not in _HOP}

@@ -15,7 +15,14 @@ class OperatorProcess:
     """`python -m disagg_operator` against a cluster; use as a context manager."""
 
     def __init__(
-        self, kubeconfig: Path, *, namespace: str, log: Path, port: int = 0, log_level: str = "INFO"
+        self,
+        kubeconfig: Path,
+        *,
+        namespace: str,
+        log: Path,
+        port: int = 0,
+        log_level: str = "INFO",
+        lease: str = "",
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
@@ -29,6 +36,7 @@ class OperatorProcess:
             "DISAGG_WATCH_NAMESPACES": namespace,
             "DISAGG_OPERATOR_PORT": str(port),
             "DISAGG_LOG_LEVEL": log_level,
+            "DISAGG_LEASE": lease,
         }
 
     def __enter__(self) -> Self:

@@ -1,0 +1,76 @@
+"""Watches whose other end is gone without a word, and ones that cannot be healed."""
+
+import asyncio
+import os
+
+import pytest
+from kubernetes.aio import client
+
+from disagg_fleet import FaultyApi, OperatorProcess
+from disagg_operator import handlers
+
+pytestmark = pytest.mark.api
+
+# The product's own times with DISAGG_FULL_TIMES=1, else a tenth of them.
+SCALE = 1 if os.environ.get("DISAGG_FULL_TIMES") else 10
+INACTIVITY_S = handlers.INACTIVITY_S / SCALE
+BUSY_S = 25.0
+
+
+@pytest.fixture
+async def faulty(kubeconfig, tmp_path):
+    async with FaultyApi(kubeconfig, folder=tmp_path / "faulty") as found:
+        yield found
+
+
+@pytest.fixture
+async def operator(faulty, clients, namespace, running, monkeypatch):
+    """In this process, behind the proxy; its start and end are waited for in a thread, since the
+    proxy lives in this one.
+    """
+    monkeypatch.setattr(handlers, "SERVER_TIMEOUT_S", handlers.SERVER_TIMEOUT_S // SCALE)
+    monkeypatch.setattr(handlers, "INACTIVITY_S", INACTIVITY_S)
+    monkeypatch.setenv("KUBECONFIG", str(faulty.kubeconfig))
+    context = running(namespace)
+    yield await asyncio.to_thread(context.__enter__)
+    await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+async def test_a_silent_watch_is_resumed_and_misses_nothing(ready, faulty, until):
+    pod = (await ready.agents())["decode"]
+    faulty.silence_watches()
+    await ready.clients.core.delete_namespaced_pod(
+        pod.metadata.name, ready.namespace, grace_period_seconds=0
+    )
+
+    async def replaced():
+        found = (await ready.agents()).get("decode")
+        return found is not None and found.metadata.uid != pod.metadata.uid
+
+    await until(replaced, what="another decode pod", within_s=INACTIVITY_S + BUSY_S)
+
+
+async def test_the_lease_is_given_back_when_kopf_fails(clients, faulty, namespace, until, tmp_path):
+    leases = client.CoordinationV1Api(clients.core.api_client)
+    lease = f"{namespace}/disagg"
+
+    async def holder():
+        try:
+            found = await leases.read_namespaced_lease("disagg", namespace)
+        except client.ApiException:
+            return ""
+        return found.spec.holder_identity
+
+    log = tmp_path / "operator.log"
+    with OperatorProcess(faulty.kubeconfig, namespace=namespace, log=log, lease=lease):
+        await until(holder, what="it leads", within_s=BUSY_S)
+
+        async def watches():
+            return faulty.cut_watches(gone=True, code=500)
+
+        await until(watches, what="it watches", within_s=BUSY_S)
+
+        async def given_back():
+            return not await holder()
+
+        await until(given_back, what="the Lease is nobody's", within_s=BUSY_S)
