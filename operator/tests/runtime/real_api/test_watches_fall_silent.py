@@ -14,7 +14,7 @@ pytestmark = pytest.mark.api
 # The product's own times with DISAGG_FULL_TIMES=1, else a tenth of them.
 SCALE = 1 if os.environ.get("DISAGG_FULL_TIMES") else 10
 INACTIVITY_S = handlers.INACTIVITY_S / SCALE
-BUSY_S = 25.0
+BUSY_S = 75.0
 
 
 @pytest.fixture
