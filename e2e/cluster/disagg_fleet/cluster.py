@@ -9,6 +9,7 @@ from typing import Final
 from kubernetes import client, config, utils
 
 from disagg_cluster import control_plane
+from disagg_operator import names
 from disagg_operator.api import crd
 
 _ESTABLISHED_S: Final = 30.0
@@ -35,6 +36,22 @@ def install_crds(api: client.ApiClient) -> None:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{name} was not established within {_ESTABLISHED_S:g} s")
             time.sleep(_POLL_S)
+    for document in crd.crds():
+        while not _served(api, document["spec"]["names"]["plural"]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{document['metadata']['name']} cannot be listed")
+            time.sleep(_POLL_S)
+
+
+def _served(api: client.ApiClient, plural: str) -> bool:
+    """A server that has just established a kind still says 429 for a moment: its storage begins."""
+    try:
+        client.CustomObjectsApi(api).list_cluster_custom_object(names.GROUP, names.VERSION, plural)
+    except client.ApiException as refused:
+        if refused.status in {404, 429}:
+            return False
+        raise
+    return True
 
 
 def _established(found: client.V1CustomResourceDefinition) -> bool:
