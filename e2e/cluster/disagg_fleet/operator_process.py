@@ -61,6 +61,10 @@ class OperatorProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def kill(self) -> None:
         """By SIGKILL: it has no chance to finish what it is at."""
         self._process.kill()

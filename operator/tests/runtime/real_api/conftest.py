@@ -63,10 +63,10 @@ class FakeKubelet:
             for pod in await self.pods():
                 waits = pod.status.phase == "Pending" and not pod.metadata.deletion_timestamp
                 if waits and not self.paused:
-                    with contextlib.suppress(client.ApiException):
+                    with contextlib.suppress(client.ApiException, aiohttp.ClientError):
                         await self.start(pod)
                 elif pod.spec.readiness_gates:
-                    with contextlib.suppress(client.ApiException):
+                    with contextlib.suppress(client.ApiException, aiohttp.ClientError):
                         await self.follow_gates(pod)
             await asyncio.sleep(0.05)
 
@@ -126,6 +126,13 @@ class FakeAgent:
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self.runner.setup()
         await web.TCPSite(self.runner, self.ip, HTTP_PORT).start()
+
+    async def stop(self):
+        for site in list(self.runner.sites):
+            await site.stop()
+        for _ in range(3):  # a connection that is being accepted becomes known to the server
+            await asyncio.sleep(0)
+        await self.runner.cleanup()
 
     async def answer(self, request):
         keys = [bytes.fromhex(line) for line in self.key_file.decode().split()]
@@ -421,7 +428,7 @@ async def agents_of(reported):
 
     yield agents_of
     for agent in started.values():
-        await agent.runner.cleanup()
+        await agent.stop()
 
 
 @pytest.fixture

@@ -3,18 +3,12 @@
 import asyncio
 import os
 import re
-import signal
-import subprocess
-from pathlib import Path
 
 import aiohttp
 import pytest
-from kubernetes import config as sync_config
 from kubernetes.aio import client
 
-from disagg_cluster import control_plane
-from disagg_cluster.processes import records
-from disagg_fleet import Fault, FaultyApi, OperatorProcess, install_crds
+from disagg_fleet import Fault, FaultyApi, OperatorProcess
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(300)]
 
@@ -168,66 +162,3 @@ async def test_an_operator_killed_after_any_of_its_writes_is_continued_by_the_ne
 
     writes = await asyncio.gather(*map(killed_after, KILLED_AFTER))
     assert max(writes) <= 2 * whole.writes, writes
-
-
-class OwnServer:
-    """A control plane that nobody else uses, so that its API server may be killed."""
-
-    def __init__(self, kubeconfig):
-        self.kubeconfig = kubeconfig
-        self._pid = next(
-            record.pid
-            for record in records(kubeconfig.parent.parent / "run")
-            if record.name == "kube-apiserver"
-        )
-        self._command = Path(f"/proc/{self._pid}/cmdline").read_bytes().split(b"\0")[:-1]
-        self._again = None
-
-    def kill(self):
-        os.kill(self._pid, signal.SIGKILL)
-
-    def start(self):
-        self._again = subprocess.Popen(
-            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-
-    def end(self):
-        if self._again is not None:
-            self._again.kill()
-            self._again.wait()
-
-
-@pytest.fixture
-def own_server():
-    with control_plane() as kubeconfig:
-        with sync_config.new_client_from_config(str(kubeconfig)) as api:
-            install_crds(api)
-        server = OwnServer(kubeconfig)
-        yield server
-        server.end()
-
-
-async def test_a_server_that_is_killed_and_comes_back_finds_the_work_going_on(
-    own_server, connected, new_resource, until, tmp_path
-):
-    async with connected(own_server.kubeconfig) as clients:
-        resource = await new_resource(clients)
-        log = tmp_path / "operator.log"
-        with OperatorProcess(own_server.kubeconfig, namespace=resource.namespace, log=log):
-
-            async def applied():
-                try:  # the server says 429 while it begins to serve a new kind
-                    await resource.apply()
-                except client.ApiException as refused:
-                    return refused.status == 409
-                return True
-
-            await until(applied, what="applied", within_s=START_S)
-
-            async def under_way():
-                return any(kind == "service" for kind, *_ in await resource.children())
-
-            await until(under_way, what="the first objects", within_s=START_S)
-            own_server.kill()
-            own_server.start()
-            assert counted(await converged(resource, until)) == WHOLE

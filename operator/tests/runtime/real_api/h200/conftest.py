@@ -180,14 +180,14 @@ class Agents:
         while not self.over.is_set():
             pods = {pod.metadata.uid: pod for pod in await self.resource.pods()}
             for uid in set(self.running) - set(pods):
-                await self.running.pop(uid).runner.cleanup()
+                await self.running.pop(uid).stop()
             for uid, pod in pods.items():
                 if uid not in self.running and pod.status.pod_ip:
                     with contextlib.suppress(client.ApiException):  # its key is gone, so is it soon
                         self.running[uid] = await self.started(pod)
             await asyncio.sleep(0.05)
         for agent in self.running.values():
-            await agent.runner.cleanup()
+            await agent.stop()
 
     async def started(self, pod):
         role = pod.metadata.labels[names.LABEL_ROLE]
