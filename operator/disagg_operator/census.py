@@ -101,7 +101,7 @@ class Census:
         behind = {}
         for uid, version in listed.items():
             seen = watched.versions.get(uid, "")
-            if seen not in {version, before.get(uid, seen)} or seen == version:
+            if seen == version or seen != before.get(uid, seen):
                 continue  # it was brought, or something newer, while we looked
             known = watched.behind.get(uid)
             behind[uid] = known if known is not None and known[0] == seen else (seen, now)

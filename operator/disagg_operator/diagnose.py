@@ -71,16 +71,14 @@ def refresh_finding(
     counted = (
         f"{refresh.done} of {len(refresh.groups)} {role} groups are made from the newest template"
     )
-    problems = list(
-        _problems_of(
-            deployment, observed, views, role=role, revision=revision, groups=refresh.surge
-        )
-    )
-    worst = _worst(problems) if problems else None
-    said = f"{counted}; {worst.message}" if worst else counted
-    weight = worst.weight if worst else Weight.CONSEQUENCE
-    reason = worst.reason if worst else names.REASON_ROLLING_OUT
-    return Finding(truth="False", reason=reason, message=said, weight=weight)
+    groups = refresh.surge
+    problems = [
+        *_problems_of(deployment, observed, views, role=role, revision=revision, groups=groups)
+    ]
+    if not problems:
+        return _problem(names.REASON_ROLLING_OUT, counted, Weight.CONSEQUENCE)
+    worst = _worst(problems)
+    return _problem(worst.reason, f"{counted}; {worst.message}", worst.weight)
 
 
 def router_finding(deployment: Deployment, observed: Observed, *, revision: str) -> Finding:

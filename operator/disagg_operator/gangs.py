@@ -14,26 +14,13 @@ def gang_intents(step: Step, *, role: str, group: int) -> Iterator[EnsureGang]:
     deployment = step.deployment
     if not render.is_gang(deployment, role=role):
         return
-    body = render.pod_group(deployment, role=role, group=group, revision=step.update)
-    name = body["metadata"]["name"]
-    if name in step.gangs or _placed(step, role=role, group=group):
+    name = names.gang_name(deployment.name, role=role, revision=step.update, group=group)
+    placed = all(pod and pod.node for pod in step.members(role=role, group=group).values())
+    if name in step.gangs or placed:
         return
     yield EnsureGang(
         name=name,
-        body=body,
+        body=render.pod_group(deployment, role=role, group=group, revision=step.update),
         service=names.role_service_name(deployment.name, role=role, revision=step.update),
         reason="the pods of the group are placed by it",
     )
-
-
-def _placed(step: Step, *, role: str, group: int) -> bool:
-    ranks = range(step.deployment.spec.role(role).nodes_per_replica)
-    pods = [
-        step.observed.pods.get(
-            names.pod_name(
-                step.deployment.name, role=role, revision=step.update, group=group, rank=rank
-            )
-        )
-        for rank in ranks
-    ]
-    return all(pod is not None and pod.node for pod in pods)

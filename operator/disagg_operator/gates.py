@@ -69,11 +69,14 @@ def held_pods(pairs: Iterable[Pair]) -> Mapping[str, str]:
 
 
 def judged_pairs(views: Mapping[str, AgentView], observed: Observed) -> Iterator[Pair]:
-    """Pairs of which is known whether state moves, between two agents that both answer.
+    """Pairs of which is known whether state moves, between two agents that both answer; none where
+    no pod has a gate.
 
     A row names its prefill pod, and a pod that was replaced has the same name: it is the one that
     was sampled if decode has met the incarnation that reports from it.
     """
+    if all(pod.gate is None for pod in observed.pods.values()):
+        return
     rows = {(pair.row.pod, pair.decode): pair for pair in sampled_pairs(views, observed)}
     for prefill, decode, peer in _met(views, observed):
         pair = rows.get((prefill, decode))

@@ -157,10 +157,8 @@ class ResourceLoop:
     async def _carry_out(
         self, deployment: Deployment, observed: Observed, previous: DisaggDeploymentStatus
     ) -> tuple[Plan, Outcome]:
-        self._runtime.feed.follow(
-            self._resource.owner,
-            _targets(observed, tokens=self._tokens(observed, keys_of(previous))),
-        )
+        targets = self._targets(observed, keys_of(previous))
+        self._runtime.feed.follow(self._resource.owner, targets)
         self._runtime.routers.follow(self._resource.owner, _routers(observed))
         images = self._runtime.images
         plan = decide(
@@ -192,13 +190,17 @@ class ResourceLoop:
         self._count(outcome)
         return plan, outcome
 
-    def _tokens(self, observed: Observed, keys: Keys | None) -> dict[str, str]:
-        """What opens the reports of the agents of each revision."""
+    def _targets(self, observed: Observed, keys: Keys | None) -> dict[str, Target]:
+        """Agents to ask, each with what opens the reports of its revision."""
         generation = generation_of(keys)
-        return {
+        tokens = {
             service.revision: self._runtime.root.report_token(service.uid, generation=generation)
             for service in observed.services.values()
             if service.role == names.PREFILL
+        }
+        return {
+            pod.name: Target(uid=pod.uid, ip=pod.ip, token=tokens.get(pod.revision, ""))
+            for pod in _answering(observed)
         }
 
     def _observed(self, snapshot: Snapshot) -> Observed:
@@ -254,7 +256,7 @@ class ResourceLoop:
             self._tally,
             views,
             previous=previous.transfer.state_types if previous.transfer else (),
-            complete=len(views) == len(_targets(observed, tokens={})),
+            complete=len(views) == len(_answering(observed)),
         )
         looks = self._runtime.routers.looks(self._resource.owner)
         self._ledger = served.advance(self._ledger, looks, views)
@@ -329,16 +331,17 @@ class ResourceLoop:
         return self._backoff_s()
 
 
-def _targets(observed: Observed, *, tokens: Mapping[str, str]) -> dict[str, Target]:
-    return {
-        pod.name: Target(uid=pod.uid, ip=pod.ip, token=tokens.get(pod.revision, ""))
+def _answering(observed: Observed) -> list[PodRecord]:
+    """Pods whose agents can be asked."""
+    return [
+        pod
         for pod in observed.pods.values()
         if pod.role in names.ROLES
         and pod.ip
         and not pod.deleting
         and pod.agent is not None
         and pod.agent.running
-    }
+    ]
 
 
 def _routers(observed: Observed) -> dict[str, str]:

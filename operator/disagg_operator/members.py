@@ -3,25 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from disagg_operator import names, render
+from disagg_operator import render
 from disagg_operator.groups import STUCK_S, Group, Restart, broken, stuck
 from disagg_operator.intents import CreatePod, Intent
 from disagg_operator.step import Step, deleted
 
 
-def _pod_name(step: Step, *, role: str, group: int, rank: int) -> str:
-    return names.pod_name(
-        step.deployment.name, role=role, revision=step.update, group=group, rank=rank
-    )
-
-
 def group_intents(step: Step, *, role: str, group: int) -> Iterator[Intent]:
-    size = step.deployment.spec.role(role).nodes_per_replica
-    found = {
-        rank: step.observed.pods.get(_pod_name(step, role=role, group=group, rank=rank))
-        for rank in range(size)
-    }
-    members = Group(size=size, pods={rank: pod for rank, pod in found.items() if pod is not None})
+    found = step.members(role=role, group=group)
+    there = {rank: pod for rank, pod in found.items() if pod is not None}
+    members = Group(size=len(found), pods=there)
     yield from _freed(step, members)
     reason = broken(members, now=step.now)
     if reason:

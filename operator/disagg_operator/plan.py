@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from disagg_operator import names, render
-from disagg_operator.api.quantities import share_of
 from disagg_operator.api.resource import Deployment
 from disagg_operator.drift import applied
 from disagg_operator.gangs import gang_intents
@@ -41,6 +40,7 @@ from disagg_operator.step import (
     is_routed,
     ready_among,
     revisions,
+    rollout_bounds,
 )
 
 # A kubelet mounts a Secret within seconds; longer than this, it may not be there.
@@ -160,7 +160,8 @@ def serving_revision(deployment: Deployment, observed: Observed, *, update: str)
 
 
 def _counts(deployment: Deployment, observed: Observed, *, role: str, update: str) -> RoleCounts:
-    wanted, rollout = deployment.spec.role(role).replicas, deployment.spec.rollout
+    wanted = deployment.spec.role(role).replicas
+    surge, unavailable = rollout_bounds(deployment, role=role)
     old = [
         side(deployment, observed, role=role, revision=other)
         for other in revisions(observed) - {update}
@@ -168,8 +169,8 @@ def _counts(deployment: Deployment, observed: Observed, *, role: str, update: st
     ready = ready_among(deployment, observed, role=role, revision=update)
     return RoleCounts(
         desired=wanted,
-        surge=max(1, share_of(rollout.max_surge, wanted, up=True)),
-        unavailable=min(wanted, share_of(rollout.max_unavailable, wanted, up=False)),
+        surge=surge,
+        unavailable=unavailable,
         old=Side(present=sum(one.present for one in old), serving=sum(one.serving for one in old)),
         new=side(deployment, observed, role=role, revision=update),
         new_ready=sum(group < wanted for group in ready),

@@ -10,12 +10,11 @@ has, so that they are told apart from replicas that a smaller number has left ov
 from collections.abc import Iterator
 
 from disagg_operator import render
-from disagg_operator.api.quantities import share_of
 from disagg_operator.api.resource import Deployment
 from disagg_operator.intents import Intent
 from disagg_operator.observe import Observed
 from disagg_operator.rollout import SURGE_FROM, Refresh
-from disagg_operator.step import Step, deleted, present_groups, ready_among
+from disagg_operator.step import Step, deleted, present_groups, ready_among, rollout_bounds
 
 
 def refresh(
@@ -32,7 +31,7 @@ def refresh(
     due = sum(group in outdated or group not in ready for group in asked)
     if not outdated and not (further and due):
         return Refresh(groups=asked, routed=asked, done=len(ready & set(asked)))
-    surge, unavailable = _bounds(deployment, len(asked))
+    surge, unavailable = _bounds(deployment, role=role)
     if not held:
         further = tuple(range(SURGE_FROM, SURGE_FROM + min(surge, due)))
     serving = ready & {*asked, *further}
@@ -58,13 +57,11 @@ def _outdated(
     return frozenset(pod.group for pod in pods if pod.template != wanted)
 
 
-def _bounds(deployment: Deployment, asked: int) -> tuple[int, int]:
-    """Groups above and below the number asked for; none above where there is no room for them."""
-    rollout = deployment.spec.rollout
-    unavailable = min(asked, share_of(rollout.max_unavailable, asked, up=False))
-    if rollout.strategy == "Recreate":
-        return 0, max(1, unavailable)
-    return max(1, share_of(rollout.max_surge, asked, up=True)), unavailable
+def _bounds(deployment: Deployment, *, role: str) -> tuple[int, int]:
+    """Those of a rollout; none above where there is no room for them, and then one is missing."""
+    surge, unavailable = rollout_bounds(deployment, role=role)
+    recreates = deployment.spec.rollout.strategy == "Recreate"
+    return (0, max(1, unavailable)) if recreates else (surge, unavailable)
 
 
 def refreshed(step: Step, *, router_outdated: bool) -> Iterator[Intent]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from disagg_operator import names
-from disagg_operator.api.quantities import duration_seconds
+from disagg_operator.api.quantities import duration_seconds, share_of
 from disagg_operator.api.resource import Deployment
 from disagg_operator.groups import Policy, Restart
 from disagg_operator.intents import Delete
@@ -51,6 +51,16 @@ class Step:
     def routed(self) -> bool:
         return is_routed(self.deployment)
 
+    def members(self, *, role: str, group: int) -> dict[int, PodRecord | None]:
+        """The pods of a group of the update revision, by rank; None where there is none."""
+        name = self.deployment.name
+        return {
+            rank: self.observed.pods.get(
+                names.pod_name(name, role=role, revision=self.update, group=group, rank=rank)
+            )
+            for rank in range(self.deployment.spec.role(role).nodes_per_replica)
+        }
+
     @property
     def router(self) -> RouterRecord | None:
         return self.observed.routers.get(
@@ -70,6 +80,13 @@ def restart_policy(deployment: Deployment) -> Policy:
         most=restart.max_restarts,
         reset_s=duration_seconds(restart.reset_after),
     )
+
+
+def rollout_bounds(deployment: Deployment, *, role: str) -> tuple[int, int]:
+    """Groups of a role that there may be above the number asked for, and below it."""
+    wanted, rollout = deployment.spec.role(role).replicas, deployment.spec.rollout
+    surge = max(1, share_of(rollout.max_surge, wanted, up=True))
+    return surge, min(wanted, share_of(rollout.max_unavailable, wanted, up=False))
 
 
 def groups_wanted(deployment: Deployment) -> int:

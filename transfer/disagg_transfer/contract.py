@@ -2,8 +2,9 @@
 
 The operator may import this module and no other of the package. Environment names, ports, the
 closed sets of stages and causes, the names of the known state types, and the report that
-`GET /v1/report` answers to whoever shows a token made from a key of the deployment. `parse_report` refuses anything it does not know, naming the field; it
-reads the reports of older agents, so the operator is upgraded first.
+`GET /v1/report` answers to whoever shows a token made from a key of the deployment. `parse_report`
+refuses anything it does not know, naming the field; it reads the reports of older agents, so the
+operator is upgraded first.
 """
 
 import hmac
