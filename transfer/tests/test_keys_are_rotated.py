@@ -27,20 +27,32 @@ def reads(agent, count):
     return agent.log.count("keys now: ") == count
 
 
+def requests(pair, rooms):
+    """One after the other in a thread of their own until `stop` is set; what each came to."""
+    stop, outcomes = threading.Event(), []
+
+    def run():
+        while not stop.is_set():
+            try:
+                pair.round_trip(next(rooms))
+                outcomes.append("")
+            except TransferFailed as failure:
+                outcomes.append(str(failure))
+
+    traffic = threading.Thread(target=run)
+    traffic.start()
+    return stop, outcomes, traffic
+
+
+def await_grace(kit):
+    grace_is_over = threading.Event()
+    threading.Timer(7, grace_is_over.set).start()  # GRACE_S, and a second to read
+    kit.until(grace_is_over.is_set)
+
+
 def test_a_key_is_rotated_under_traffic_and_nothing_fails(tmp_path, rooms, kit):
     with kit.agents(tmp_path, both={"key": OLD}) as pair:
-        stop, outcomes = threading.Event(), []
-
-        def run():
-            while not stop.is_set():
-                try:
-                    pair.round_trip(next(rooms))
-                    outcomes.append("")
-                except TransferFailed as failure:
-                    outcomes.append(str(failure))
-
-        traffic = threading.Thread(target=run)
-        traffic.start()
+        stop, outcomes, traffic = requests(pair, rooms)
         for count, (agent, keys) in enumerate(
             [
                 (pair.decode, (NEW, OLD)),
@@ -52,9 +64,7 @@ def test_a_key_is_rotated_under_traffic_and_nothing_fails(tmp_path, rooms, kit):
             mount(agent, *keys)
             kit.until(lambda agent=agent, count=count: reads(agent, 1 + count // 2))
         before = len(outcomes)
-        grace_is_over = threading.Event()
-        threading.Timer(7, grace_is_over.set).start()  # GRACE_S, and a second to read
-        kit.until(grace_is_over.is_set)
+        await_grace(kit)
         kit.until(lambda: len(outcomes) > before + 2)
         stop.set()
         traffic.join(10)
@@ -79,18 +89,7 @@ def test_generations_follow_under_traffic_and_nothing_fails(tmp_path, rooms, kit
     """
     keys = [f"key of generation {number}".encode() for number in range(5)]
     with kit.agents(tmp_path, both={"key": b"\n".join((keys[1], keys[0]))}) as pair:
-        stop, outcomes = threading.Event(), []
-
-        def run():
-            while not stop.is_set():
-                try:
-                    pair.round_trip(next(rooms))
-                    outcomes.append("")
-                except TransferFailed as failure:
-                    outcomes.append(str(failure))
-
-        traffic = threading.Thread(target=run)
-        traffic.start()
+        stop, outcomes, traffic = requests(pair, rooms)
         order = [pair.prefill, pair.decode] if first == "prefill" else [pair.decode, pair.prefill]
         for generation in (2, 3, 4):
             for agent in order:
@@ -100,9 +99,7 @@ def test_generations_follow_under_traffic_and_nothing_fails(tmp_path, rooms, kit
                 agent.report()
                 before = len(outcomes)
                 kit.until(lambda before=before: len(outcomes) > before + 2)
-        grace_is_over = threading.Event()
-        threading.Timer(7, grace_is_over.set).start()  # GRACE_S, and a second to read
-        kit.until(grace_is_over.is_set)
+        await_grace(kit)
         stop.set()
         traffic.join(10)
         assert not any(outcomes), outcomes

@@ -12,7 +12,9 @@ _END_S: Final = 15.0
 
 
 class OperatorProcess:
-    """`python -m disagg_operator` against a cluster; use as a context manager."""
+    """`python -m disagg_operator` against a cluster; use as a context manager. What it says is in
+    the file `log`.
+    """
 
     def __init__(
         self,
@@ -25,7 +27,7 @@ class OperatorProcess:
         lease: str = "",
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log
+        self.log = log
         self._port = port
         self._environment = {
             **os.environ,
@@ -40,8 +42,8 @@ class OperatorProcess:
         }
 
     def __enter__(self) -> Self:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", "disagg_operator"],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -51,24 +53,20 @@ class OperatorProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+        self.process.terminate()
         try:
-            self._process.wait(_END_S)
+            self.process.wait(_END_S)
         except subprocess.TimeoutExpired:
             self.kill()
 
     @property
     def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def ended(self) -> bool:
-        return self._process.poll() is not None
+        return self.process.pid
 
     def kill(self) -> None:
         """By SIGKILL: it has no chance to finish what it is at."""
-        self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series; 0 while the process does not answer yet."""

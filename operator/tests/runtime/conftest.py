@@ -43,10 +43,13 @@ from disagg_transfer.contract import (
     EngineReport,
     FailureReport,
     PairReport,
+    PreflightReport,
+    PreflightState,
     Report,
     Role,
     Stage,
     StateTypeReport,
+    Transport,
 )
 
 # After STARTED, by a day.
@@ -320,10 +323,33 @@ def make_failure(*, time, stage="notify", cause="Timeout", room=7, detail="5 s")
     )
 
 
+def make_sample(pod, state="passed", **fields):
+    """What decode says of its newest sample from a prefill pod."""
+    base = PreflightReport(
+        pod=pod,
+        state=PreflightState(state),
+        gbps=1.0,
+        latency_ms=1.0,
+        transport=Transport.TCP,
+        transport_reason="",
+        detail="late",
+        cause=Cause.TIMEOUT if state == "failed" else None,
+        at=1.0,
+        passed_at=None,
+    )
+    return replace(base, **fields)
+
+
 @pytest.fixture(scope="session")
 def reported():
     """Builders of agents' reports."""
-    return SimpleNamespace(report=make_report, row=make_row, pair=make_pair, failure=make_failure)
+    return SimpleNamespace(
+        report=make_report,
+        row=make_row,
+        pair=make_pair,
+        failure=make_failure,
+        sample=make_sample,
+    )
 
 
 @dataclass(kw_only=True)

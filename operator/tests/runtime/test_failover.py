@@ -1,9 +1,7 @@
 """Two real operator processes on a real API server; the one that leads dies."""
 
-import os
+import contextlib
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import yaml
 from kubernetes import client
 
+from disagg_fleet import OperatorProcess
 from disagg_operator import names
 
 pytestmark = pytest.mark.api
@@ -30,32 +29,8 @@ def until(probe, *, what, within_s):
     return found
 
 
-class Operator:
-    def __init__(self, folder, kubeconfig, namespace):
-        self.log_path = folder / "operator.log"
-        folder.mkdir()
-        environment = {
-            **os.environ,
-            "KUBECONFIG": str(kubeconfig),
-            "DISAGG_AGENT_IMAGE": "agent:1",
-            "DISAGG_ENGINE_IMAGE": "engine:1",
-            "DISAGG_ROUTER_IMAGE": "router:1",
-            "DISAGG_WATCH_NAMESPACES": namespace,
-            "DISAGG_LEASE": f"{namespace}/disagg",
-            "DISAGG_OPERATOR_PORT": "0",
-        }
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "disagg_operator"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    @property
-    def leads(self):
-        return "leads by Lease" in self.log_path.read_text()
+def leads(operator):
+    return "leads by Lease" in operator.log.read_text()
 
 
 @pytest.fixture
@@ -68,13 +43,17 @@ def namespace(api):
 @pytest.fixture
 def pair(kubeconfig, namespace, tmp_path):
     """The leader first."""
-    first = Operator(tmp_path / "first", kubeconfig, namespace)
-    until(lambda: first.leads, what="the first one leads", within_s=START_S)
-    second = Operator(tmp_path / "second", kubeconfig, namespace)
-    yield first, second
-    for operator in (first, second):
-        operator.process.kill()
-        operator.process.wait()
+    first, second = (
+        OperatorProcess(
+            kubeconfig, namespace=namespace, log=tmp_path / name, lease=f"{namespace}/disagg"
+        )
+        for name in ("first", "second")
+    )
+    with contextlib.ExitStack() as running:
+        for operator in (first, second):
+            running.callback(operator.__enter__().kill)
+            until(lambda: leads(first), what="the first one leads", within_s=START_S)
+        yield first, second
 
 
 @pytest.fixture
@@ -99,11 +78,11 @@ def converged(api, namespace):
 def test_another_takes_over_when_the_leader_ends(pair, converged, sent, within_s):
     leader, standby = pair
     until(converged("before"), what="the leader works", within_s=START_S)
-    assert not standby.leads
+    assert not leads(standby)
     leader.process.send_signal(getattr(signal, sent))
     leader.process.wait(within_s)
     until(converged("after"), what="the other one works", within_s=within_s)
-    assert standby.leads
+    assert leads(standby)
 
 
 def test_frozen_leader_writes_nothing_after_another_took_over(pair, converged):
@@ -111,7 +90,7 @@ def test_frozen_leader_writes_nothing_after_another_took_over(pair, converged):
     until(converged("before"), what="the leader works", within_s=START_S)
     leader.process.send_signal(signal.SIGSTOP)
     until(converged("after"), what="the other one works", within_s=FAILOVER_S)
-    assert standby.leads
+    assert leads(standby)
     leader.process.send_signal(signal.SIGCONT)
     assert leader.process.wait(START_S) == 3
-    assert "was not renewed in time" in leader.log_path.read_text()
+    assert "was not renewed in time" in leader.log.read_text()

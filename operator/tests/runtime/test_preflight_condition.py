@@ -1,24 +1,15 @@
 """The condition PreflightPassed, from the rows that decode agents report."""
 
+import functools
+
 import pytest
 
 from disagg_operator import names
-from disagg_transfer.contract import Cause, PreflightReport, PreflightState, Transport
 
 
-def row(pod, state="passed", **fields):
-    return PreflightReport(
-        pod=pod,
-        state=PreflightState(state),
-        gbps=fields.get("gbps", 1.0),
-        latency_ms=1.0,
-        transport=Transport.TCP,
-        transport_reason="no RDMA device",
-        detail="late",
-        cause=Cause.TIMEOUT if state == "failed" else None,
-        at=fields.get("at", 1.0),
-        passed_at=None,
-    )
+@pytest.fixture
+def row(reported):
+    return functools.partial(reported.sample, transport_reason="no RDMA device")
 
 
 @pytest.fixture
@@ -33,7 +24,7 @@ def sampled(world, reported):
     return sampled
 
 
-def test_nothing_is_known_before_a_sample_has_ended(world, sampled):
+def test_nothing_is_known_before_a_sample_has_ended(world, sampled, row):
     told = sampled()
     assert (told.status, told.reason) == ("Unknown", "PreflightPending")
     assert told.message == "no decode agent has sampled a prefill pod yet"
@@ -42,25 +33,27 @@ def test_nothing_is_known_before_a_sample_has_ended(world, sampled):
     assert world.prefill in told.message
 
 
-def test_passed_pairs_are_counted_and_the_transport_is_told_if_it_is_a_fallback(world, sampled):
+def test_passed_pairs_are_counted_and_the_transport_is_told_if_it_is_a_fallback(
+    world, sampled, row
+):
     told = sampled(row(world.prefill), transport_reason="prefill pod p: no RDMA device")
     assert (told.status, told.reason) == ("True", "PreflightPassed")
     assert told.message == "1 pair of pods passed, over tcp: prefill pod p: no RDMA device"
     assert sampled(row(world.prefill)).message == "1 pair of pods passed"
 
 
-def test_a_failed_pair_is_named_and_ready_does_not_wait_for_it(world, sampled):
+def test_a_failed_pair_is_named_and_ready_does_not_wait_for_it(world, sampled, row):
     told = sampled(row(world.prefill, "failed"))
     assert (told.status, told.reason) == ("False", "PreflightFailed")
     assert told.message == (f"sample from pod {world.prefill} to pod {world.decode}: Timeout: late")
     assert world.condition(names.READY).status == "True"
 
 
-def test_rows_of_pods_that_are_gone_do_not_count(world, sampled):
+def test_rows_of_pods_that_are_gone_do_not_count(world, sampled, row):
     assert sampled(row("gone", "failed"), row(world.prefill)).status == "True"
 
 
-def test_a_faster_sample_is_no_reason_to_write_the_status(world, sampled):
+def test_a_faster_sample_is_no_reason_to_write_the_status(world, sampled, row):
     first = sampled(row(world.prefill, gbps=1.0, at=1.0))
     assert sampled(row(world.prefill, gbps=2.5, at=31.0)) == first
 
@@ -80,7 +73,7 @@ def test_there_is_nothing_to_tell_before_there_are_pairs(world, sampled):
     assert told_status(world) is None
 
 
-def test_pairs_are_counted_and_those_that_failed_are_named(world, sampled):
+def test_pairs_are_counted_and_those_that_failed_are_named(world, sampled, row):
     sampled(row(world.prefill))
     assert told_status(world).pairs == "1/1"
     assert told_status(world).failed == ()
@@ -97,7 +90,7 @@ def test_pairs_are_counted_and_those_that_failed_are_named(world, sampled):
     assert (told_status(world).pairs, told_status(world).failed) == ("0/1", ())
 
 
-def test_the_slowest_pair_is_told_anew_when_it_has_halved_or_doubled(world, sampled):
+def test_the_slowest_pair_is_told_anew_when_it_has_halved_or_doubled(world, sampled, row):
     told = []
     for gbps in (1.234, 1.9, 0.7, 2.6, 1.4, 0.6):
         sampled(row(world.prefill, gbps=gbps))
@@ -105,7 +98,7 @@ def test_the_slowest_pair_is_told_anew_when_it_has_halved_or_doubled(world, samp
     assert told == [1.2, 1.2, 1.2, 2.6, 2.6, 0.6]
 
 
-def test_the_failed_pairs_told_have_an_end(world, sampled, reported):
+def test_the_failed_pairs_told_have_an_end(world, sampled, reported, row):
     world.deployment = world.deployment.with_roles(
         world.deployment.spec.roles.model_copy(
             update={

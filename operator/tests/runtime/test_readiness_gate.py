@@ -11,21 +11,14 @@ from disagg_operator.gates import Pair, held_pods
 from disagg_operator.intents import Tell
 from disagg_operator.kinds import Kind
 from disagg_operator.observe import AgentView
-from disagg_transfer.contract import (
-    Cause,
-    PeerReport,
-    PeerState,
-    PreflightReport,
-    PreflightState,
-    Transport,
-)
+from disagg_transfer.contract import PeerReport, PeerState
 
 
 class Cell:
     """Prefill and decode pods of one deployment, whose agents say what the test wants."""
 
-    def __init__(self, cluster, deployment, report, *, prefills, decodes, mode="Required"):
-        self.cluster, self.report = cluster, report
+    def __init__(self, cluster, deployment, reported, *, prefills, decodes, mode="Required"):
+        self.cluster, self.reported = cluster, reported
         self.deployment = deployment(
             roles={"prefill": {"replicas": prefills}, "decode": {"replicas": decodes}},
             transfer={"preflight": {"mode": mode}},
@@ -42,7 +35,7 @@ class Cell:
 
     def tell(self, pod, *, incarnation="1", error=""):
         role = "prefill" if pod in self.prefills else "decode"
-        report = self.report(
+        report = self.reported.report(
             pod,
             role=role,
             incarnation=incarnation,
@@ -58,7 +51,9 @@ class Cell:
         if state is None:
             self.rows.pop((prefill, decode), None)
         else:
-            self.rows[prefill, decode] = sample(prefill, state)
+            self.rows[prefill, decode] = self.reported.sample(
+                prefill, state, detail="no whole sample within 10 s"
+            )
         self.tell(decode)
 
     def step(self):
@@ -76,27 +71,10 @@ class Cell:
         }
 
 
-def sample(pod, state):
-    return PreflightReport(
-        pod=pod,
-        state=PreflightState(state),
-        gbps=1.0,
-        latency_ms=1.0,
-        transport=Transport.TCP,
-        transport_reason="",
-        detail="no whole sample within 10 s",
-        cause=Cause.TIMEOUT if state == "failed" else None,
-        at=1.0,
-        passed_at=None,
-    )
-
-
 @pytest.fixture
 def cell(cluster, deployment, reported):
     def cell(prefills=1, decodes=1, **fields):
-        return Cell(
-            cluster, deployment, reported.report, prefills=prefills, decodes=decodes, **fields
-        )
+        return Cell(cluster, deployment, reported, prefills=prefills, decodes=decodes, **fields)
 
     return cell
 

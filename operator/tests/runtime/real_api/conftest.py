@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import aiohttp
 import pytest
 import yaml
 from aiohttp import web
 from kubernetes.aio import client, config
 
+from disagg_fleet import FaultyApi
 from disagg_operator import names
 from disagg_operator.__main__ import assembled, operate
 from disagg_operator.settings import Settings
@@ -60,22 +60,16 @@ class FakeKubelet:
 
     async def run(self):
         while True:
-            for pod in await self.pods():
+            pods = await self.core.list_namespaced_pod(self.namespace)
+            for pod in pods.items:
                 waits = pod.status.phase == "Pending" and not pod.metadata.deletion_timestamp
                 if waits and not self.paused:
-                    with contextlib.suppress(client.ApiException, aiohttp.ClientError):
+                    with contextlib.suppress(client.ApiException):
                         await self.start(pod)
                 elif pod.spec.readiness_gates:
-                    with contextlib.suppress(client.ApiException, aiohttp.ClientError):
+                    with contextlib.suppress(client.ApiException):
                         await self.follow_gates(pod)
             await asyncio.sleep(0.05)
-
-    async def pods(self):
-        """None while the server is away, as some tests want it."""
-        try:
-            return (await self.core.list_namespaced_pod(self.namespace)).items
-        except (client.ApiException, aiohttp.ClientError):
-            return []
 
     async def start(self, pod):
         number = next(self.addresses)
@@ -160,8 +154,9 @@ def collected():
     return functools.partial(until, within_s=GARBAGE_DEADLINE_S)
 
 
-@contextlib.asynccontextmanager
-async def connected(kubeconfig):
+@pytest.fixture
+async def clients(kubeconfig, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     configuration = client.Configuration()
     await config.load_kube_config(str(kubeconfig), client_configuration=configuration)
     async with client.ApiClient(configuration) as api:
@@ -171,18 +166,6 @@ async def connected(kubeconfig):
             custom=client.CustomObjectsApi(api),
         )
     await asyncio.sleep(TLS_CLOSE_S)
-
-
-@pytest.fixture(scope="session", name="connected")
-def connected_():
-    return connected
-
-
-@pytest.fixture
-async def clients(kubeconfig, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-    async with connected(kubeconfig) as found:
-        yield found
 
 
 async def new_namespace(clients):
@@ -384,11 +367,17 @@ def resource(clients, namespace, example):
 
 
 @pytest.fixture
+async def faulty(kubeconfig, tmp_path):
+    async with FaultyApi(kubeconfig, folder=tmp_path / "faulty") as found:
+        yield found
+
+
+@pytest.fixture
 async def new_resource(clients, pod_statuses, example):
-    """Makes resources, each in a namespace and with a kubelet of its own; of any server."""
+    """Makes resources, each in a namespace and with a kubelet of its own."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def make(clients=clients):
+        async def make():
             namespace = await new_namespace(clients)
             await stack.enter_async_context(kubelet_of(clients, namespace, pod_statuses))
             return Resource(clients, namespace, example)

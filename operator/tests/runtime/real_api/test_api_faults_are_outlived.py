@@ -8,19 +8,13 @@ import aiohttp
 import pytest
 from kubernetes.aio import client
 
-from disagg_fleet import Fault, FaultyApi, OperatorProcess
+from disagg_fleet import Fault, OperatorProcess
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(300)]
 
 START_S = 30.0
 # With a resync of 300 s in between nothing but watches and retries can be what heals.
 CONVERGE_S = 90.0
-
-
-@pytest.fixture
-async def faulty(kubeconfig, tmp_path):
-    async with FaultyApi(kubeconfig, folder=tmp_path / "faulty") as found:
-        yield found
 
 
 @pytest.fixture

@@ -2,31 +2,9 @@
 
 import pytest
 
-from disagg_transfer.contract import (
-    Cause,
-    PeerReport,
-    PeerState,
-    PreflightReport,
-    PreflightState,
-    Transport,
-)
+from disagg_transfer.contract import PeerReport, PeerState
 
 pytestmark = pytest.mark.api
-
-
-def sample(pod, state):
-    return PreflightReport(
-        pod=pod,
-        state=PreflightState(state),
-        gbps=1.0,
-        latency_ms=1.0,
-        transport=Transport.TCP,
-        transport_reason="",
-        detail="late",
-        cause=Cause.TIMEOUT if state == "failed" else None,
-        at=1.0,
-        passed_at=None,
-    )
 
 
 async def test_gates_follow_the_samples_and_leave_the_kubelets_conditions_alone(
@@ -38,7 +16,7 @@ async def test_gates_follow_the_samples_and_leave_the_kubelets_conditions_alone(
     peer = PeerReport(pod=prefill.pod, incarnation="a", state=PeerState.UP, detail="")
 
     def tell(state, cursor):
-        row = sample(prefill.pod, state)
+        row = reported.sample(prefill.pod, state)
         decode.tell(reported.report(decode.pod, cursor=cursor, preflight=(row,), peers=(peer,)))
 
     async def held():

@@ -6,7 +6,7 @@ import os
 import pytest
 from kubernetes.aio import client
 
-from disagg_fleet import FaultyApi, OperatorProcess
+from disagg_fleet import OperatorProcess
 from disagg_operator import handlers
 
 pytestmark = pytest.mark.api
@@ -15,12 +15,6 @@ pytestmark = pytest.mark.api
 SCALE = 1 if os.environ.get("DISAGG_FULL_TIMES") else 10
 INACTIVITY_S = handlers.INACTIVITY_S / SCALE
 BUSY_S = 75.0
-
-
-@pytest.fixture
-async def faulty(kubeconfig, tmp_path):
-    async with FaultyApi(kubeconfig, folder=tmp_path / "faulty") as found:
-        yield found
 
 
 @pytest.fixture
