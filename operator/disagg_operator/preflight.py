@@ -1,8 +1,8 @@
 """The condition PreflightPassed: what decode agents found when they sampled prefill pods. Pure.
 
 It tells, and holds nothing back: with `preflight.mode: Required` that is done by the agents
-themselves and by the pods' gates (`gates`). The message has no figure that changes from sample to sample, or an idle resource would be
-written for ever.
+themselves and by the pods' gates (`gates`). The message has no figure that changes from sample to
+sample, or an idle resource would be written for ever.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -107,7 +107,7 @@ def status_of(moment: Moment) -> DisaggDeploymentStatus:
     ]
     return DisaggDeploymentStatus(
         observed_generation=deployment.generation,
-        phase=_phase(moment, findings),
+        phase=_phase(moment, findings, groups=sum(role.ready for role in roles)),
         current_revision=plan.serving_revision,
         update_revision=plan.update_revision,
         url=router_url(deployment),
@@ -314,7 +314,8 @@ def _summary(moment: Moment) -> str:
     return f"revision {moment.plan.update_revision} serves"
 
 
-def _phase(moment: Moment, findings: Mapping[str, Finding]) -> str:
+def _phase(moment: Moment, findings: Mapping[str, Finding], *, groups: int) -> str:
+    """`groups` of both roles are ready."""
     if moment.deployment.spec.paused:
         return names.PHASE_PAUSED
     if findings[names.READY].truth == "True":
@@ -324,10 +325,6 @@ def _phase(moment: Moment, findings: Mapping[str, Finding]) -> str:
     built = all(findings[part].truth == "True" for part in parts)
     if moment.error is not None or broken or (built and not _rolling_out(moment)):
         return names.PHASE_DEGRADED
-    groups = sum(
-        role_status(moment.deployment, moment.observed, moment.plan, role=role).ready
-        for role in names.ROLES
-    )
     fresh = moment.previous.phase == names.PHASE_PENDING and groups == 0
     return names.PHASE_PENDING if fresh else names.PHASE_PROGRESSING
 
