@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 import yaml
 from aiohttp import web
@@ -29,6 +30,8 @@ EXAMPLES = Path(__file__).parents[4] / "examples"
 KIND = (names.GROUP, names.VERSION)
 DEADLINE_S = 20.0
 STOP_WITHIN_S = 10.0
+# The server is being started again, or refuses a kind that it begins to serve.
+AWAY = (client.ApiException, aiohttp.ClientError)
 # TLS connections finish closing only after aiohttp has closed the session.
 TLS_CLOSE_S = 0.2
 # The garbage collector looks for new kinds only every 30 s.
@@ -60,16 +63,19 @@ class FakeKubelet:
 
     async def run(self):
         while True:
-            pods = await self.core.list_namespaced_pod(self.namespace)
-            for pod in pods.items:
-                waits = pod.status.phase == "Pending" and not pod.metadata.deletion_timestamp
-                if waits and not self.paused:
+            with contextlib.suppress(*AWAY):
+                pods = await self.core.list_namespaced_pod(self.namespace)
+                for pod in pods.items:
                     with contextlib.suppress(client.ApiException):
-                        await self.start(pod)
-                elif pod.spec.readiness_gates:
-                    with contextlib.suppress(client.ApiException):
-                        await self.follow_gates(pod)
+                        await self.look_after(pod)
             await asyncio.sleep(0.05)
+
+    async def look_after(self, pod):
+        waits = pod.status.phase == "Pending" and not pod.metadata.deletion_timestamp
+        if waits and not self.paused:
+            await self.start(pod)
+        elif pod.spec.readiness_gates:
+            await self.follow_gates(pod)
 
     async def start(self, pod):
         number = next(self.addresses)
