@@ -11,6 +11,8 @@ from dataclasses import replace
 import pytest
 import xxhash
 
+from disagg_transfer.agent.frames import FrameStream
+from disagg_transfer.agent.ports import spawning
 from disagg_transfer.agent.session import fabric_name, receive
 from disagg_transfer.arena import ArenaMemory
 from disagg_transfer.client import TransferFailed
@@ -79,15 +81,16 @@ class ForgingPrefill:
 
     async def serve(self):
         self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self.meet, "127.0.0.1", 0)
+        accept = spawning(self.meet)
+        server = await self.loop.create_server(lambda: FrameStream(accept), "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self.listening.set()
         await self.stop.wait()
         server.close()
 
-    async def meet(self, reader, writer):
+    async def meet(self, stream):
         connection = await receive(
-            reader, writer, us=US, keys=(b"local key for tests only",), heartbeat=Heartbeat()
+            stream, us=US, keys=(b"local key for tests only",), heartbeat=Heartbeat()
         )
         connection.send(self.layout())
         await connection.run(self.on_message)

@@ -5,6 +5,7 @@ import socket
 import time
 
 from disagg_fuzz.examples import example
+from disagg_transfer.agent.frames import FrameStream
 from disagg_transfer.agent.session import Connection
 from disagg_transfer.bond import Bond
 from disagg_transfer.contract import Role
@@ -27,10 +28,10 @@ SCRIPT = Transcript(hello=example(Hello), welcome=example(Welcome))
 
 async def test_a_silent_peer_is_lost_at_the_limit_and_not_at_the_beat_after_it():
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        reader, writer = await asyncio.open_connection(*mute.getsockname())
+        loop = asyncio.get_running_loop()
+        _, stream = await loop.create_connection(FrameStream, *mute.getsockname())
         connection = Connection(
-            reader,
-            writer,
+            stream,
             peer=PEER,
             incoming=Seal(bytes(16)),
             outgoing=Seal(bytes(16)),

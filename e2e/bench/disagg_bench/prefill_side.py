@@ -4,7 +4,6 @@ import multiprocessing
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -15,7 +14,7 @@ import xxhash
 from disagg_bench.baseline_nixl import PlainNixl
 from disagg_bench.connections import connect
 from disagg_bench.pool import Pool, draw_pages
-from disagg_bench.shapes import Items, Shape
+from disagg_bench.shapes import Shape
 
 # Stands for prefill's compute: decode's claim on the room is there before its first offer.
 COMPUTE_S: Final = 0.005
@@ -220,17 +219,14 @@ class _Engine:
         time.sleep(COMPUTE_S)
         started_at = time.monotonic()
 
-        def serve(room: int, share: Items) -> None:
+        for room, share in zip(call.rooms, shares, strict=True):
             extents = ready[room] or self._client.reserve_all(
                 room, (share.nbytes,), timeout_s=_WAIT_S
             )
-            extent = extents[0]
-            self._pool.gather(share, pages[share.block.name], extent.view)
-            self._client.offer(room, share.block.name, extent, items=share.count, last=True)
+            self._pool.gather(share, pages[share.block.name], extents[0].view)
+            self._client.offer(room, share.block.name, extents[0], items=share.count, last=True)
+        for room in call.rooms:
             self._client.wait_released(room, _WAIT_S)
-
-        with ThreadPoolExecutor(len(call.rooms)) as calls:
-            list(calls.map(serve, call.rooms, shares))
         return started_at
 
     def _send(self, call: Send) -> float:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from disagg_transfer.agent.engine import Desk
-from disagg_transfer.agent.engine_socket import listen_private, same_user
+from disagg_transfer.agent.engine_socket import bind_private, same_user
 from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.outcomes import Changes
-from disagg_transfer.agent.ports import serve
+from disagg_transfer.agent.ports import serve, spawning
 from disagg_transfer.agent.preflight import Preflight
 from disagg_transfer.agent.samples import Samples
 from disagg_transfer.contract import Report
@@ -47,11 +47,12 @@ class Admin:
         self._desks, self._faults, self._changes = desks, faults, changes
 
     async def run(self, path: Path) -> None:
-        await serve(await listen_private(path, self._accept))
+        sock = bind_private(path)
+        await serve(await asyncio.start_unix_server(spawning(self._accept), sock=sock))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if not same_user(writer):
+            if not same_user(writer.transport):
                 self._refused("user")
             else:
                 async with asyncio.timeout(LINE_S):

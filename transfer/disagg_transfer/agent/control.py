@@ -1,6 +1,7 @@
 """The control port: prefill listens, decode dials every prefill pod of its revision."""
 
 import asyncio
+import ipaddress
 import logging
 import socket
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from disagg_transfer.agent.backoff import BackOff
+from disagg_transfer.agent.frames import FrameStream
 from disagg_transfer.agent.key_ring import KeyRing
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.peers import Peers
@@ -42,35 +44,36 @@ class Listener:
     async def run(self, port: int) -> None:
         sock = listen(port)
         self.port = sock.getsockname()[1]
-        await serve(await asyncio.start_server(spawning(self._accept), sock=sock))
+        accept = spawning(self._accept)
+        loop = asyncio.get_running_loop()
+        await serve(await loop.create_server(lambda: FrameStream(accept), sock=sock))
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._strangers.enter(writer.transport)
+    async def _accept(self, stream: FrameStream) -> None:
+        self._strangers.enter(stream.transport)
         try:
-            connection = await self._meet(reader, writer)
+            connection = await self._meet(stream)
         except AuthenticationError as error:
-            self._refuse("authentication", writer, str(error))
+            self._refuse("authentication", stream, str(error))
         except TimeoutError:
-            self._refuse("timeout", writer, f"no handshake within {HANDSHAKE_S:.0f} s")
+            self._refuse("timeout", stream, f"no handshake within {HANDSHAKE_S:.0f} s")
         except (WireError, OSError, asyncio.IncompleteReadError) as error:
-            self._refuse("protocol", writer, str(error))
+            self._refuse("protocol", stream, str(error))
         else:
-            if self._strangers.leave(writer.transport):
+            if self._strangers.leave(stream.transport):
                 await self._peers.serve(connection)
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Connection:
+    async def _meet(self, stream: FrameStream) -> Connection:
         async with asyncio.timeout(HANDSHAKE_S):
             return await receive(
-                reader,
-                writer,
+                stream,
                 us=self._peers.us,
                 keys=self._ring.keys,
                 heartbeat=self._peers.heartbeat,
             )
 
-    def _refuse(self, reason: str, writer: asyncio.StreamWriter, detail: str) -> None:
-        if self._strangers.leave(writer.transport):  # else it was turned away, and counted
-            self._strangers.turn_away(writer.transport, reason, detail)
+    def _refuse(self, reason: str, stream: FrameStream, detail: str) -> None:
+        if self._strangers.leave(stream.transport):  # else it was turned away, and counted
+            self._strangers.turn_away(stream.transport, reason, detail)
 
 
 @dataclass(slots=True)
@@ -192,22 +195,24 @@ class Dialer:
 
     async def _dial(self, address: Address) -> Connection:
         async with asyncio.timeout(HANDSHAKE_S):
-            reader, writer = await asyncio.open_connection(address.host, address.port)
+            loop = asyncio.get_running_loop()
+            _, stream = await loop.create_connection(FrameStream, address.host, address.port)
             try:
                 return await greet(
-                    reader,
-                    writer,
+                    stream,
                     us=self._peers.us,
                     keys=self._ring.keys,
                     heartbeat=self._peers.heartbeat,
                 )
             except BaseException:
-                writer.transport.abort()
+                stream.transport.abort()
                 raise
 
 
 async def _resolve(service: Address) -> set[Address]:
     """The addresses behind a name; none while the name is not there (yet)."""
+    if _is_numeric(service.host):  # as requests name their peers; a lookup costs a thread's turn
+        return {service}
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(service.host, service.port, type=socket.SOCK_STREAM)
@@ -220,6 +225,14 @@ async def _resolve(service: Address) -> set[Address]:
         for entry in found
         if family is None or entry[0] == family
     }
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def bootstrap_failure(cause: Cause, detail: str, pod: str = "") -> TransferFailed:

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from disagg_transfer.agent.engine import Engine
+from disagg_transfer.agent.frames import Bounds, FrameStream
 from disagg_transfer.agent.lifeline import Lifeline
 from disagg_transfer.agent.memory import shown
-from disagg_transfer.agent.ports import Handle, serve, spawning
+from disagg_transfer.agent.ports import serve, spawning
 from disagg_transfer.agent.pulse import Pulse
 from disagg_transfer.agent.rank import Rank
 from disagg_transfer.agent.relay import misuse
-from disagg_transfer.codec import LENGTH, frame
+from disagg_transfer.codec import frame
 from disagg_transfer.contract import ENV_RANK, ENV_RANKS, ENV_STATE_TYPES, Role
 from disagg_transfer.engine_messages import (
     ANSWERS,
@@ -54,6 +55,7 @@ from disagg_transfer.selection import Selection
 MAX_CALLS: Final = 4096
 _REGISTER_S: Final = 10.0
 _VACATE_S: Final = 1.0  # for the kernel to tell of a connection whose process has ended
+_FRAME: Final = Bounds(1, MAX_ENGINE_FRAME_BYTES)
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 _log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class _Seat:
     """The connection of the engine that a rank has, if it has one."""
 
     rank: Rank
-    writer: asyncio.StreamWriter | None = None
+    stream: FrameStream | None = None
     vacant: Pulse = field(default_factory=Pulse)
 
 
@@ -94,75 +96,70 @@ class EngineSocket:
         self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self, path: Path) -> None:
-        await serve(await listen_private(path, self._accept))
+        accept = spawning(self._accept)
+        loop = asyncio.get_running_loop()
+        sock = bind_private(path)
+        await serve(await loop.create_unix_server(lambda: FrameStream(accept), sock=sock))
 
     async def evict(self, rank: Rank) -> None:
         """Disconnect the engine of a rank, if there is one; return when it is gone."""
         seat = self._seats[rank.number]
-        while seat.writer is not None:
-            seat.writer.transport.abort()
+        while seat.stream is not None:
+            seat.stream.transport.abort()
             await seat.vacant.wait()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not same_user(writer):
+    async def _accept(self, stream: FrameStream) -> None:
+        if not same_user(stream.transport):
             self._refused("user")
-            writer.transport.abort()
+            stream.transport.abort()
             return
         try:
             async with asyncio.timeout(_REGISTER_S):
-                register = _first(await self._read(reader))
+                register = _first(CALLS.decode(await stream.next(_FRAME)))
             parts, seat = self._examine(register), self._seat(register)
             await _enter(seat, register.instance)
         except RegistrationError as error:
-            await self._reject(register, writer, error)
+            await self._reject(register, stream, error)
         except (WireError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             self._refused("timeout" if isinstance(error, TimeoutError) else "protocol")
             _log.warning("an engine's connection ended unregistered: %s", error)
-            writer.transport.abort()
+            stream.transport.abort()
         else:
             engine = self._engine(register, parts)
-            await self._serve(register.call, seat, engine, reader, writer)
+            await self._serve(register.call, seat, engine, stream)
 
     async def _reject(
-        self, register: Register, writer: asyncio.StreamWriter, error: RegistrationError
+        self, register: Register, stream: FrameStream, error: RegistrationError
     ) -> None:
         _log.error("refused an engine: %s", error)
         unknown = isinstance(error, UnknownStateTypeError)
         detail = str(error)[:2048]
         rejected = Rejected(call=register.call, unknown_state_type=unknown, detail=detail)
         self._registrar.engine_refused(register.rank, detail)
-        writer.write(frame(ANSWERS.encode(rejected)))
-        writer.close()
+        stream.write(frame(ANSWERS.encode(rejected)))
+        stream.transport.close()
 
-    async def _serve(
-        self,
-        call: int,
-        seat: _Seat,
-        engine: Engine,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        rank, seat.writer = seat.rank, writer
+    async def _serve(self, call: int, seat: _Seat, engine: Engine, stream: FrameStream) -> None:
+        rank, seat.stream = seat.rank, stream
         try:
-            _send_arena(call, rank, engine, writer)
+            _send_arena(call, rank, engine, stream.transport)
         finally:
             desk = rank.desk  # the one that has the arena it maps
             engine.lifeline.watch(lambda: desk.engine_unmapped(engine))
         self._registrar.engine_registered(rank, engine)
         try:
-            while True:
-                self._take(await self._read(reader), rank, writer)
+            await stream.each(_FRAME, lambda data: self._take(CALLS.decode(data), rank, stream))
         except asyncio.IncompleteReadError:
             _log.warning("the engine of rank %d closed its connection, or ended", rank.number)
         except (WireError, OSError) as error:
             _log.warning("engine connection ended: %s", error)
         finally:
-            writer.transport.abort()
-            seat.writer = None
+            stream.transport.abort()
+            seat.stream = None
             seat.vacant.fire()
             self._registrar.engine_lost(rank)
 
-    def _take(self, call: Call | Word, rank: Rank, writer: asyncio.StreamWriter) -> None:
+    def _take(self, call: Call | Word, rank: Rank, stream: FrameStream) -> None:
         if isinstance(call, WORDS):
             rank.desk.take(call)
             return
@@ -173,30 +170,23 @@ class EngineSocket:
         except Exception as error:  # noqa: BLE001  (as in _answer)
             answer = _refusal(call, error)
         if answer is not None:
-            _send(writer, answer)
+            _send(stream, answer)
             return
         if len(self._answering) >= MAX_CALLS:
             raise WireError(f"{MAX_CALLS} calls are unanswered already")
-        task = asyncio.create_task(self._answer(call, rank, writer))
+        task = asyncio.create_task(self._answer(call, rank, stream))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, call: Call, rank: Rank, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, call: Call, rank: Rank, stream: FrameStream) -> None:
         answer: Answer
-        if writer.is_closing():
+        if stream.transport.is_closing():
             return  # this engine has gone since; the call is nobody's, least of all its successor's
         try:
-            answer = await rank.desk.answer(call, lambda part: _send(writer, part))
+            answer = await rank.desk.answer(call, lambda part: _send(stream, part))
         except Exception as error:  # noqa: BLE001  (a call's outermost guard: it must be answered)
             answer = _refusal(call, error)
-        _send(writer, answer)
-
-    async def _read(self, reader: asyncio.StreamReader) -> Call | Word:
-        (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-        if not 0 < length <= MAX_ENGINE_FRAME_BYTES:
-            raise WireError(f"frame of {length} bytes; at most {MAX_ENGINE_FRAME_BYTES}")
-        call: Call | Word = CALLS.decode(await reader.readexactly(length))
-        return call
+        _send(stream, answer)
 
     def _examine(self, register: Register) -> dict[str, ComponentLayout]:
         if register.protocol != ENGINE_PROTOCOL:
@@ -256,9 +246,9 @@ class EngineSocket:
             )
 
 
-def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
-    if not writer.is_closing():
-        writer.write(frame(ANSWERS.encode(answer)))
+def _send(stream: FrameStream, answer: Answer) -> None:
+    if not stream.transport.is_closing():
+        stream.write(frame(ANSWERS.encode(answer)))
 
 
 def _refusal(call: Call, error: Exception) -> Refused:
@@ -307,21 +297,21 @@ def _parts(register: Register) -> dict[str, ComponentLayout]:
 
 async def _enter(seat: _Seat, instance: str) -> None:
     """Return when the seat is empty, and its rank's lane not just being made anew."""
-    while not seat.rank.open.is_set() or seat.writer is not None:
+    while not seat.rank.open.is_set() or seat.stream is not None:
         await seat.rank.open.wait()
         await _vacate(seat, instance)
 
 
 async def _vacate(seat: _Seat, instance: str) -> None:
     """Make room for an engine. An ended process's connection closes at once, if not yet."""
-    if seat.writer is None:
+    if seat.stream is None:
         return
     sitting = seat.rank.engine
     if sitting is not None and sitting.instance == instance:
-        seat.writer.transport.abort()
+        seat.stream.transport.abort()
     try:
         async with asyncio.timeout(_VACATE_S):
-            while seat.writer is not None:
+            while seat.stream is not None:
                 await seat.vacant.wait()
     except TimeoutError as error:
         raise RegistrationError(
@@ -330,21 +320,17 @@ async def _vacate(seat: _Seat, instance: str) -> None:
         ) from error
 
 
-def _send_arena(call: int, rank: Rank, engine: Engine, writer: asyncio.StreamWriter) -> None:
+def _send_arena(call: int, rank: Rank, engine: Engine, transport: asyncio.BaseTransport) -> None:
     """Nothing has been written yet, so the bytes may pass by the transport's buffer."""
     fds, gpu = shown(rank.memory)
     size, epoch = rank.memory.size, engine.epoch
     answer = Registered(call=call, arena_bytes=size, epoch=epoch, gpu=gpu)
-    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as plain:
+    with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as plain:
         socket.send_fds(plain, [frame(ANSWERS.encode(answer))], [*fds, engine.lifeline.theirs])
 
 
-async def listen_private(path: Path, handle: Handle) -> asyncio.Server:
+def bind_private(path: Path) -> socket.socket:
     """A unix socket that only this user may open; one left by a dead agent is replaced."""
-    return await asyncio.start_unix_server(spawning(handle), sock=_bind_private(path))
-
-
-def _bind_private(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     plain = socket.socket(socket.AF_UNIX)
     mask = os.umask(0o177)
@@ -355,8 +341,8 @@ def _bind_private(path: Path) -> socket.socket:
     return plain
 
 
-def same_user(writer: asyncio.StreamWriter) -> bool:
-    peer = writer.get_extra_info("socket")
+def same_user(transport: asyncio.BaseTransport) -> bool:
+    peer = transport.get_extra_info("socket")
     raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(raw)
     if uid != os.getuid():

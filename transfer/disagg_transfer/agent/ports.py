@@ -3,10 +3,9 @@
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, ParamSpec
 
-Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
-Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
+_Whom = ParamSpec("_Whom")
 
 
 def listen(port: int) -> socket.socket:
@@ -25,12 +24,14 @@ async def serve(server: asyncio.Server) -> None:
         server.close()
 
 
-def spawning(handle: Handle) -> Accept:
+def spawning(
+    handle: Callable[_Whom, Coroutine[Any, Any, None]],
+) -> Callable[_Whom, None]:
     """A task of our own per connection: asyncio's own logs a traceback when it is cancelled."""
     tasks: set[asyncio.Task[None]] = set()
 
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(handle(reader, writer))
+    def accept(*whom: _Whom.args, **named: _Whom.kwargs) -> None:
+        task = asyncio.create_task(handle(*whom, **named))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from disagg_transfer.agent.fabric_link import FabricLink
+from disagg_transfer.agent.frames import Bounds, FrameStream
 from disagg_transfer.bond import Bond
-from disagg_transfer.codec import LENGTH, frame
+from disagg_transfer.codec import frame
 from disagg_transfer.contract import Role, key_id
 from disagg_transfer.errors import WireError
 from disagg_transfer.layout import Difference
@@ -43,6 +44,8 @@ from disagg_transfer.protocol import (
 
 HANDSHAKE_S: Final = 5.0
 _MAX_UNSENT_BYTES: Final = 8 << 20  # a peer that does not read is as good as gone
+_FRAME: Final = Bounds(HEAD_BYTES + 1, MAX_FRAME_BYTES)
+_HANDSHAKE: Final = Bounds(1, MAX_HANDSHAKE_BYTES)
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +114,7 @@ class Connection:
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        stream: FrameStream,
         *,
         peer: Identity,
         incoming: Seal,
@@ -128,13 +130,14 @@ class Connection:
         now = asyncio.get_running_loop().time()
         self._vacant_since = dict.fromkeys(peer.held, now)
         self._sessions: dict[RankPair, Session] = {}
-        self._reader, self._writer = reader, writer
+        self._stream, self._transport = stream, stream.transport
         self._incoming, self._outgoing = incoming, outgoing
         self._reason = ""
         self._heard = now
         # asyncio sets this only on sockets made with an explicit protocol; without it a small
         # message waits 40 ms for the acknowledgment of the one before.
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain = self._transport.get_extra_info("socket")
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
     def sessions(self) -> tuple[Session, ...]:
@@ -166,29 +169,22 @@ class Connection:
 
     def send(self, *messages: Any, pair: RankPair = WHOLE_POD) -> None:
         """Queue messages; a lost connection swallows them, and its loss is reported by `run`."""
-        if not messages or self.ended.is_set() or self._writer.is_closing():
+        if not messages or self.ended.is_set() or self._transport.is_closing():
             return
         frames = (self._outgoing.close(message, pair) for message in messages)
-        self._writer.write(b"".join(frames))
-        transport = self._writer.transport
-        if transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
+        self._transport.write(b"".join(frames))
+        if self._transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
             self.close(f"{_MAX_UNSENT_BYTES} bytes unsent: the peer does not read")
 
     def close(self, reason: str) -> None:
         self._reason = self._reason or reason
-        self._writer.transport.abort()
+        self._transport.abort()
 
     async def run(self, on_message: Callable[["Connection", RankPair, Any], None]) -> str:
         """Serve until the end; returns why it ended."""
         beat = asyncio.create_task(self._beat())
         try:
-            while True:
-                pair, message = self._incoming.open(await self._read_frame())
-                self._heard = asyncio.get_running_loop().time()
-                if isinstance(message, Holds):
-                    self.bond.claim(message)
-                elif not isinstance(message, Ping):
-                    on_message(self, pair, message)
+            await self._stream.each(_FRAME, lambda data: self._take(data, on_message))
         except asyncio.IncompleteReadError:
             return self._reason or "its control connection closed: the agent ended or restarts"
         except OSError as error:
@@ -198,15 +194,15 @@ class Connection:
         finally:
             beat.cancel()
             self.ended.set()
-            self._writer.transport.abort()
+            self._transport.abort()
 
-    async def _read_frame(self) -> bytes:
-        (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
-        if not HEAD_BYTES < length <= MAX_FRAME_BYTES:
-            raise WireError(
-                f"frame of {length} bytes is not within {HEAD_BYTES}..{MAX_FRAME_BYTES}"
-            )
-        return await self._reader.readexactly(length)
+    def _take(self, data: bytes, on_message: Callable[["Connection", RankPair, Any], None]) -> None:
+        pair, message = self._incoming.open(data)
+        self._heard = asyncio.get_running_loop().time()
+        if isinstance(message, Holds):
+            self.bond.claim(message)
+        elif not isinstance(message, Ping):
+            on_message(self, pair, message)
 
     async def _beat(self) -> None:
         """Silence is looked at when its limit is reached, not only at the next beat."""
@@ -233,8 +229,7 @@ def fabric_name(identity: Identity, rank: int, *, generation: int = 0) -> str:
 
 
 async def greet(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
+    stream: FrameStream,
     *,
     us: Identity,
     keys: tuple[bytes, ...],
@@ -247,15 +242,14 @@ async def greet(
         nonce=secrets.token_bytes(32),
         keys=tuple(key_id(key) for key in keys),
     )
-    writer.write(frame(HANDSHAKE.encode(hello)))
-    welcome = await _expect(reader, Welcome)
+    stream.write(frame(HANDSHAKE.encode(hello)))
+    welcome = await _expect(stream, Welcome)
     script = Transcript(hello=hello, welcome=welcome)
     key = proved_key(script, keys=keys, purpose=b"listener", proof=welcome.proof)
     check_identity(us, welcome.identity, protocol=welcome.protocol)
-    writer.write(frame(HANDSHAKE.encode(Proof(proof=script.derive(key, b"dialer")))))
+    stream.write(frame(HANDSHAKE.encode(Proof(proof=script.derive(key, b"dialer")))))
     return Connection(
-        reader,
-        writer,
+        stream,
         peer=welcome.identity,
         incoming=Seal(script.derive(key, b"listener to dialer")),
         outgoing=Seal(script.derive(key, b"dialer to listener")),
@@ -265,15 +259,14 @@ async def greet(
 
 
 async def receive(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
+    stream: FrameStream,
     *,
     us: Identity,
     keys: tuple[bytes, ...],
     heartbeat: Heartbeat,
 ) -> Connection:
     """The listener's half. Nothing of the stranger's is kept until its proof is right."""
-    hello = await _expect(reader, Hello)
+    hello = await _expect(stream, Hello)
     bare = Welcome(protocol=PROTOCOL_VERSION, identity=us, nonce=secrets.token_bytes(32), proof=b"")
     script = Transcript(hello=hello, welcome=bare)
     named = {key_id(key): key for key in keys}
@@ -285,13 +278,12 @@ async def receive(
         nonce=bare.nonce,
         proof=script.derive(key, b"listener"),
     )
-    writer.write(frame(HANDSHAKE.encode(welcome)))
-    proof = await _expect(reader, Proof)
+    stream.write(frame(HANDSHAKE.encode(welcome)))
+    proof = await _expect(stream, Proof)
     check_proof(script, key=key, purpose=b"dialer", proof=proof.proof)
     check_identity(us, hello.identity, protocol=hello.protocol)
     return Connection(
-        reader,
-        writer,
+        stream,
         peer=hello.identity,
         incoming=Seal(script.derive(key, b"dialer to listener")),
         outgoing=Seal(script.derive(key, b"listener to dialer")),
@@ -300,11 +292,8 @@ async def receive(
     )
 
 
-async def _expect(reader: asyncio.StreamReader, kind: type) -> Any:
-    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    if not 0 < length <= MAX_HANDSHAKE_BYTES:
-        raise WireError(f"handshake frame of {length} bytes; at most {MAX_HANDSHAKE_BYTES}")
-    message = HANDSHAKE.decode(await reader.readexactly(length))
+async def _expect(stream: FrameStream, kind: type) -> Any:
+    message = HANDSHAKE.decode(await stream.next(_HANDSHAKE))
     if not isinstance(message, kind):
         raise WireError(f"{type(message).__name__} came where {kind.__name__} was due")
     return message

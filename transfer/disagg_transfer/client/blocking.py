@@ -1,11 +1,10 @@
 """The blocking client: one socket to the agent, any number of threads calling."""
 
 import contextlib
-import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from disagg_transfer.client import registration
 from disagg_transfer.client.arena import OpenOnGpu
@@ -14,7 +13,7 @@ from disagg_transfer.client.conversation import (
     misused,
 )
 from disagg_transfer.client.intake import Collector, Intake
-from disagg_transfer.client.line import Line
+from disagg_transfer.client.line import Answers, Line
 from disagg_transfer.client.registration import Connection
 from disagg_transfer.client.values import Arrival, Chunk, Component, Extent
 from disagg_transfer.errors import TransferFailed
@@ -211,7 +210,7 @@ class ChunkStream:
     def __init__(self, line: Line, intake: Intake) -> None:
         self.intake = intake
         self._line = line
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers = Answers()
 
     @property
     def aux(self) -> bytes:
@@ -259,7 +258,7 @@ class ChunkStream:
         while (chunk := self.intake.next()) is None:
             if self.intake.consumed:
                 raise StopIteration
-            self.intake.take(self._answers.get())
+            self.intake.take(self._line.take(self._answers))
         return chunk
 
     def give_back(self) -> None:
@@ -267,7 +266,7 @@ class ChunkStream:
         self._say(self.intake.give_back())
 
     def _open(self) -> None:
-        self._line.open(self.intake.number, self.intake.opening, self._answers.put)
+        self._line.open(self.intake.number, self.intake.opening, self._answers)
 
     def _close(self, reason: str) -> None:
         with contextlib.suppress(TransferFailed):  # the agent is gone, and its memory with it
