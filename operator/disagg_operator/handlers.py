@@ -171,7 +171,8 @@ def _register_daemon(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
             )
 
         def deleted() -> bool:
-            return bool(stopped) or bool(body["metadata"].get("deletionTimestamp"))
+            unseen = resource.uid in runtime.census.gone  # its finalizer was taken off by hand
+            return bool(stopped) or unseen or bool(body["metadata"].get("deletionTimestamp"))
 
         loop = ResourceLoop(runtime=runtime, resource=resource, snapshot=snapshot, stopped=deleted)
         await _until_stopped(loop, stopped, lambda: runtime.wakeups.wake(resource.owner))

@@ -106,10 +106,12 @@ class ResourceLoop:
                 delay_s = await self._guarded_pass()
                 await self._sleep(delay_s)
         finally:
-            self._runtime.feed.forget(self._resource.owner)
-            self._runtime.routers.forget(self._resource.owner)
-            self._runtime.wakeups.forget(self._resource.owner)
-            self._runtime.metrics.statuses.pop(self._resource.owner, None)
+            owner = self._resource.owner
+            self._runtime.feed.forget(owner)
+            self._runtime.routers.forget(owner)
+            self._runtime.metrics.statuses.pop(owner, None)
+            self._runtime.wakeups.forget(owner, self._wake)
+            self._runtime.wakeups.wake(owner)  # one of the same name asks for its agents again
 
     async def _sleep(self, delay_s: float) -> None:
         """Until woken or `delay_s` is over; then a moment more, for what comes together."""
@@ -125,14 +127,14 @@ class ResourceLoop:
     async def _guarded_pass(self) -> float:
         """The outermost guard: whatever goes wrong in a pass is told and tried again."""
         owner, started = self._resource.owner, self._runtime.clock()
-        self._runtime.running[owner] = started
+        self._runtime.running[self._resource] = started
         try:
             return await self._pass()
         except Exception as error:
             logger.exception("pass over %s/%s failed", *owner)
             return await self._tell_failure(error)
         finally:
-            del self._runtime.running[owner]
+            del self._runtime.running[self._resource]
             self._runtime.metrics.pass_seconds.observe(self._runtime.clock() - started)
 
     async def _pass(self) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from disagg_operator.census import Census
 from disagg_operator.gateway import Gateway
+from disagg_operator.kinds import ObjectReference
 from disagg_operator.metrics import Metrics
 from disagg_operator.render import Images
 from disagg_operator.reports import Owner, ReportFeed
@@ -19,26 +20,32 @@ class Wakeups:
     """Which loops have something new to look at."""
 
     def __init__(self) -> None:
-        self._events: dict[Owner, asyncio.Event] = {}
+        # Two of a name while the loop of a resource that was deleted unseen has not ended.
+        self._events: dict[Owner, list[asyncio.Event]] = {}
 
     def register(self, owner: Owner) -> asyncio.Event:
-        self._events[owner] = asyncio.Event()
-        return self._events[owner]
+        event = asyncio.Event()
+        self._events.setdefault(owner, []).append(event)
+        return event
 
-    def forget(self, owner: Owner) -> None:
-        self._events.pop(owner, None)
+    def forget(self, owner: Owner, event: asyncio.Event) -> None:
+        events = self._events[owner]
+        events.remove(event)
+        if not events:
+            del self._events[owner]
 
     def wake(self, owner: Owner) -> None:
-        if owner in self._events:
-            self._events[owner].set()
+        for event in self._events.get(owner, ()):
+            event.set()
 
     @property
     def waiting(self) -> int:
         """Loops that were woken and have not begun their pass."""
-        return sum(event.is_set() for event in self._events.values())
+        return sum(event.is_set() for events in self._events.values() for event in events)
 
     def __len__(self) -> int:
-        return len(self._events)
+        """Loops."""
+        return sum(map(len, self._events.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +63,7 @@ class Runtime:
     clock: Callable[[], float] = time.time
     root: RootKey = field(default_factory=RootKey.random)
     # Start of the pass that is on, by resource: for the liveness probe.
-    running: dict[Owner, float] = field(default_factory=dict)
+    running: dict[ObjectReference, float] = field(default_factory=dict)
 
     @property
     def images(self) -> Images:

@@ -39,7 +39,7 @@ async def serve(runtime: Runtime, *, port: int) -> web.AppRunner:
 def stuck_passes(runtime: Runtime) -> list[str]:
     limit = runtime.clock() - STUCK_AFTER_S
     return sorted(
-        f"{namespace}/{name}"
-        for (namespace, name), started in runtime.running.items()
+        f"{resource.namespace}/{resource.name}"
+        for resource, started in runtime.running.items()
         if started < limit
     )

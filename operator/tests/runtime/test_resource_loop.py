@@ -234,7 +234,7 @@ async def test_cancelled_loop_ends_and_forgets(harness, gateway):
 
 async def test_pass_that_never_ends_fails_the_liveness_probe(harness):
     assert stuck_passes(harness.runtime) == []
-    harness.runtime.running[TINY.owner] = time.time() - STUCK_AFTER_S - 1
+    harness.runtime.running[TINY] = time.time() - STUCK_AFTER_S - 1
     assert stuck_passes(harness.runtime) == ["default/tiny"]
 
 

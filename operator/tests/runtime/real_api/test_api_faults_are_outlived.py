@@ -53,6 +53,7 @@ async def converged(resource, until):
 # A life has some 17 writes, the last of which are statuses. All of them take two minutes.
 EVERY = range(1, 15)
 KILLED_AFTER = EVERY if os.environ.get("DISAGG_EVERY_WRITE") else (1, 2, 4, 6, 9, 13)
+ROLLED_OUT_AFTER = EVERY if os.environ.get("DISAGG_EVERY_WRITE") else (2, 6, 11)
 WHOLE = {"pod": 2, "service": 3, "secret": 1, "budget": 2, "policy": 2}
 
 
@@ -156,3 +157,32 @@ async def test_an_operator_killed_after_any_of_its_writes_is_continued_by_the_ne
 
     writes = await asyncio.gather(*map(killed_after, KILLED_AFTER))
     assert max(writes) <= 2 * whole.writes, writes
+
+
+async def test_a_rollout_that_ends_with_any_of_its_writes_is_continued_by_the_next(
+    lives, new_resource, until
+):
+    many = asyncio.Semaphore(3)
+
+    async def killed_after(number):
+        async with many:
+            resource = await new_resource()
+            await resource.apply()
+            life = lives(resource.namespace, last=None)
+            await converged(resource, until)
+            before = (await resource.status())["currentRevision"]
+            life.last = life.writes + number
+            await resource.patch({"spec": {"engine": {"args": ["--seed", "7"]}}})
+            async with asyncio.timeout(CONVERGE_S):
+                await life.ended.wait()
+            again = lives(resource.namespace, last=None)
+
+            async def only_new():
+                found = await named(resource)
+                old = any(before in name for _, name in found)
+                return not old and counted(found) == WHOLE and await resource.is_ready()
+
+            await until(only_new, what=f"the new revision alone, {number}", within_s=CONVERGE_S)
+            again.operator.kill()
+
+    await asyncio.gather(*map(killed_after, ROLLED_OUT_AFTER))

@@ -44,6 +44,22 @@ async def test_a_silent_watch_is_resumed_and_misses_nothing(ready, faulty, until
     await until(replaced, what="another decode pod", within_s=INACTIVITY_S + BUSY_S)
 
 
+async def test_a_resource_deleted_unseen_gives_its_name_to_the_next(ready, faulty, operator, until):
+    """kopf lists anew after 410, and never tells of one whose finalizer was taken off by hand."""
+    faulty.silence_watches()
+    await ready.patch({"metadata": {"finalizers": None}})
+    await ready.delete()
+    await ready.apply()
+    faulty.cut_watches(gone=True)
+
+    async def alone():
+        return len(operator.wakeups) == 1 and await ready.is_ready()
+
+    await until(
+        alone, what="the next one is Ready, and the first one's loop ended", within_s=BUSY_S
+    )
+
+
 async def test_the_lease_is_given_back_when_kopf_fails(clients, faulty, namespace, until, tmp_path):
     leases = client.CoordinationV1Api(clients.core.api_client)
     lease = f"{namespace}/disagg"
