@@ -135,7 +135,9 @@ class ScalerRecord:
     name: str
     uid: str
     owner_uid: str
+    generation: int
     replicas: int
+    told_generation: int
     told_replicas: int
     told_selector: str
 
@@ -346,7 +348,9 @@ def scaler_record(body: Mapping[str, Any]) -> ScalerRecord:
         name=metadata["name"],
         uid=metadata["uid"],
         owner_uid=_controller_uid(metadata),
+        generation=int(metadata.get("generation", 1)),
         replicas=int(body["spec"]["replicas"]),
+        told_generation=int(status.get("observedGeneration", 0)),
         told_replicas=int(status.get("replicas", 0)),
         told_selector=status.get("selector", ""),
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from disagg_operator import names, render
 from disagg_operator.api.resource import Deployment
+from disagg_operator.api.scaler import RoleScalerStatus
 from disagg_operator.intents import CreateScaler, Intent, Tell
 from disagg_operator.kinds import Kind
 from disagg_operator.observe import Observed, ScalerRecord
@@ -45,10 +46,12 @@ def scaler_intents(step: Step) -> Iterator[Intent]:
 def _told(step: Step, record: ScalerRecord, role: str) -> Iterator[Intent]:
     groups = _leaders(step.observed, role)
     selector = render.leader_selector(step.deployment, role=role)
-    if (record.told_replicas, record.told_selector) != (groups, selector):
-        body = render.role_scaler_status(
-            step.deployment, role=role, uid=record.uid, groups=groups, selector=selector
+    told = (record.told_generation, record.told_replicas, record.told_selector)
+    if told != (record.generation, groups, selector):
+        status = RoleScalerStatus(
+            observed_generation=record.generation, replicas=groups, selector=selector
         )
+        body = render.role_scaler_status(step.deployment, role=role, uid=record.uid, status=status)
         yield Tell(kind=Kind.SCALER, name=record.name, body=body, reason=f"{groups} groups")
 
 

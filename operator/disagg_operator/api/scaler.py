@@ -25,6 +25,9 @@ class RoleScalerSpec(ApiModel):
 class RoleScalerStatus(ApiModel):
     """What the operator found."""
 
+    observed_generation: Annotated[int, Field(ge=0)] = Field(
+        0, description="Generation of the spec that the operator has taken up."
+    )
     replicas: _Groups = Field(0, description="Groups that have a leader pod, of any revision.")
     selector: str = Field(
         "", max_length=1024, description="Labels of the leader pods, whose metrics count."

@@ -4,6 +4,7 @@ from typing import Any
 
 from disagg_operator import names
 from disagg_operator.api.resource import Deployment
+from disagg_operator.api.scaler import RoleScalerStatus
 from disagg_operator.render.metadata import labels, metadata
 
 Object = dict[str, Any]
@@ -22,7 +23,7 @@ def role_scaler(deployment: Deployment, *, role: str) -> Object:
 
 
 def role_scaler_status(
-    deployment: Deployment, *, role: str, uid: str, groups: int, selector: str
+    deployment: Deployment, *, role: str, uid: str, status: RoleScalerStatus
 ) -> Object:
     """Its whole status; the uid makes the server refuse it for another object of that name."""
     name = names.scaler_name(deployment.name, role)
@@ -30,7 +31,7 @@ def role_scaler_status(
         "apiVersion": names.API_VERSION,
         "kind": names.SCALER_KIND,
         "metadata": {"name": name, "namespace": deployment.namespace, "uid": uid},
-        "status": {"replicas": groups, "selector": selector},
+        "status": status.model_dump(by_alias=True),
     }
 
 

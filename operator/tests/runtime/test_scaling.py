@@ -19,7 +19,9 @@ def roles(decode, *, prefill=STATIC):
 
 def scale(cluster, replicas):
     """As an autoscaler does, through the scale subresource."""
-    cluster.objects[SCALER]["spec"]["replicas"] = replicas
+    scaler = cluster.objects[SCALER]
+    scaler["spec"]["replicas"] = replicas
+    scaler["metadata"]["generation"] = scaler["metadata"].get("generation", 1) + 1
 
 
 def of_scalers(plan):
@@ -46,7 +48,9 @@ def test_the_scaler_says_how_many_groups_there_are(cluster, deployment, pods_of)
         scale(cluster, number)
         cluster.converge(wanted)
         assert len(pods_of(cluster, "decode")) == number
-        assert cluster.objects[SCALER]["status"]["replicas"] == number
+        told = cluster.objects[SCALER]["status"]
+        assert told["replicas"] == number
+        assert told["observedGeneration"] == cluster.objects[SCALER]["metadata"]["generation"]
     assert len(pods_of(cluster, "prefill")) == 1
 
 
