@@ -14,7 +14,7 @@ from dataclasses import replace
 import aiohttp
 import kopf
 
-from disagg_operator import names
+from disagg_operator import kopf_toggles, names
 from disagg_operator.census import Census
 from disagg_operator.credentials import client_configuration
 from disagg_operator.errors import (
@@ -141,6 +141,7 @@ async def operate(
     ready: threading.Event | None = None,
 ) -> None:
     """Until SIGTERM, or until `stop` is set; `ready` is set once everything is watched."""
+    kopf_toggles.install()
     await _until_served(runtime.gateway)
     runtime = await _rooted(runtime)
     namespaces = runtime.settings.namespaces
