@@ -122,7 +122,19 @@ def _register_index(
     @kopf.index(*kind, id=index, registry=registry)
     async def keep(body: kopf.Body, **_: Any) -> dict[Owner, Any] | None:
         owner = owner_key(body)
-        return None if owner is None else {owner: record(body)}
+        found = None if owner is None else {owner: record(body)}
+        _lighten(body, "spec", "status")
+        return found
+
+
+def _lighten(body: kopf.Body, *needless: str) -> None:
+    """kopf holds every object of its first lists whole until the last one is indexed, and a body as
+    long as its worker: with 600 deployments that was the larger half of 550 MB.
+    """
+    body["metadata"].pop("managedFields", None)
+    for part in needless:
+        if isinstance(body.get(part), dict):
+            body[part].clear()
 
 
 def _register_wakeups(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
@@ -138,6 +150,7 @@ def _register_wakeups(registry: kopf.OperatorRegistry, runtime: Runtime) -> None
         metadata = body["metadata"]
         owner = (metadata["namespace"], metadata["name"])
         runtime.census.event(Kind.RESOURCE, event["type"], body, owner)
+        _lighten(body)
         runtime.wakeups.wake(owner)
 
     for source, kind in _CHILDREN.items():
