@@ -14,7 +14,7 @@ from dataclasses import replace
 import aiohttp
 import kopf
 
-from disagg_operator import kopf_toggles, names
+from disagg_operator import kopf_quirks, names
 from disagg_operator.census import Census
 from disagg_operator.credentials import client_configuration
 from disagg_operator.errors import (
@@ -141,11 +141,14 @@ async def operate(
     ready: threading.Event | None = None,
 ) -> None:
     """Until SIGTERM, or until `stop` is set; `ready` is set once everything is watched."""
-    kopf_toggles.install()
+    kopf_quirks.install_quiet_toggles()
     await _until_served(runtime.gateway)
     runtime = await _rooted(runtime)
     namespaces = runtime.settings.namespaces
-    comparing = asyncio.create_task(runtime.census.run())
+    beside = [
+        asyncio.create_task(runtime.census.run()),
+        asyncio.create_task(kopf_quirks.cancel_again()),
+    ]
     try:
         await kopf.operator(
             registry=registry_of(runtime),
@@ -157,7 +160,8 @@ async def operate(
             ready_flag=ready,
         )
     finally:
-        comparing.cancel()
+        for task in beside:
+            task.cancel()
 
 
 async def _rooted(runtime: Runtime) -> Runtime:
