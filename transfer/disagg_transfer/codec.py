@@ -83,6 +83,24 @@ def _walk(data: bytes | memoryview) -> None:
     walker.skip()
 
 
+def unframed(data: bytearray, *, low: int, high: int) -> bytes | None:
+    """Take the first whole frame out of what has come in; None while it is not whole.
+
+    WireError when it has not `low` to `high` bytes, which is known before they are there.
+    """
+    if len(data) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack_from(data)
+    if not low <= length <= high:
+        raise WireError(f"frame of {length} bytes is not within {low}..{high}")
+    end = LENGTH.size + length
+    if len(data) < end:
+        return None
+    payload = bytes(data[LENGTH.size : end])
+    del data[:end]
+    return payload
+
+
 def frame(payload: bytes) -> bytes:
     return LENGTH.pack(len(payload)) + payload
 

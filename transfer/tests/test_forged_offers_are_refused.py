@@ -11,8 +11,7 @@ from dataclasses import replace
 import pytest
 import xxhash
 
-from disagg_transfer.agent.frames import FrameStream
-from disagg_transfer.agent.ports import spawning
+from disagg_transfer.agent.frames import accepting
 from disagg_transfer.agent.session import fabric_name, receive
 from disagg_transfer.arena import ArenaMemory
 from disagg_transfer.client import TransferFailed
@@ -81,8 +80,7 @@ class ForgingPrefill:
 
     async def serve(self):
         self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
-        accept = spawning(self.meet)
-        server = await self.loop.create_server(lambda: FrameStream(accept), "127.0.0.1", 0)
+        server = await self.loop.create_server(accepting(self.meet), "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self.listening.set()
         await self.stop.wait()

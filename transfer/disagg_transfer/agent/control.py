@@ -1,19 +1,19 @@
 """The control port: prefill listens, decode dials every prefill pod of its revision."""
 
 import asyncio
-import ipaddress
+import contextlib
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from disagg_transfer.agent.backoff import BackOff
-from disagg_transfer.agent.frames import FrameStream
+from disagg_transfer.agent.frames import FrameStream, accepting
 from disagg_transfer.agent.key_ring import KeyRing
 from disagg_transfer.agent.metrics import Metrics
 from disagg_transfer.agent.peers import Peers
-from disagg_transfer.agent.ports import listen, serve, spawning
+from disagg_transfer.agent.ports import listen, serve
 from disagg_transfer.agent.session import HANDSHAKE_S, Connection, greet, receive
 from disagg_transfer.agent.waiting_room import WaitingRoom
 from disagg_transfer.contract import Cause, PeerReport, PeerState, Stage
@@ -44,9 +44,8 @@ class Listener:
     async def run(self, port: int) -> None:
         sock = listen(port)
         self.port = sock.getsockname()[1]
-        accept = spawning(self._accept)
         loop = asyncio.get_running_loop()
-        await serve(await loop.create_server(lambda: FrameStream(accept), sock=sock))
+        await serve(await loop.create_server(accepting(self._accept), sock=sock))
 
     async def _accept(self, stream: FrameStream) -> None:
         self._strangers.enter(stream.transport)
@@ -211,11 +210,8 @@ class Dialer:
 
 async def _resolve(service: Address) -> set[Address]:
     """The addresses behind a name; none while the name is not there (yet)."""
-    if _is_numeric(service.host):  # as requests name their peers; a lookup costs a thread's turn
-        return {service}
-    loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(service.host, service.port, type=socket.SOCK_STREAM)
+        found = await _lookup(service.host, service.port)
     except (OSError, UnicodeError):  # the second: no DNS name, a label is empty or too long
         return set()
     family = socket.AF_INET if any(entry[0] == socket.AF_INET for entry in found) else None
@@ -227,12 +223,12 @@ async def _resolve(service: Address) -> set[Address]:
     }
 
 
-def _is_numeric(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+async def _lookup(host: str, port: int) -> Sequence[tuple[Any, ...]]:
+    """As getaddrinfo; a numeric host, as requests name their peers, takes no thread's turn."""
+    kind = socket.SOCK_STREAM
+    with contextlib.suppress(socket.gaierror):
+        return socket.getaddrinfo(host, port, type=kind, flags=socket.AI_NUMERICHOST)
+    return await asyncio.get_running_loop().getaddrinfo(host, port, type=kind)
 
 
 def bootstrap_failure(cause: Cause, detail: str, pod: str = "") -> TransferFailed:

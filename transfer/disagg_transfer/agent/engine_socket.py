@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from disagg_transfer.agent.engine import Engine
-from disagg_transfer.agent.frames import Bounds, FrameStream
+from disagg_transfer.agent.frames import Bounds, FrameStream, accepting
 from disagg_transfer.agent.lifeline import Lifeline
 from disagg_transfer.agent.memory import shown
-from disagg_transfer.agent.ports import serve, spawning
+from disagg_transfer.agent.ports import serve
 from disagg_transfer.agent.pulse import Pulse
 from disagg_transfer.agent.rank import Rank
 from disagg_transfer.agent.relay import misuse
@@ -96,10 +96,8 @@ class EngineSocket:
         self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self, path: Path) -> None:
-        accept = spawning(self._accept)
-        loop = asyncio.get_running_loop()
-        sock = bind_private(path)
-        await serve(await loop.create_unix_server(lambda: FrameStream(accept), sock=sock))
+        loop, sock = asyncio.get_running_loop(), bind_private(path)
+        await serve(await loop.create_unix_server(accepting(self._accept), sock=sock))
 
     async def evict(self, rank: Rank) -> None:
         """Disconnect the engine of a rank, if there is one; return when it is gone."""

@@ -5,13 +5,13 @@ has five frames between those who wait for it, and a request of many chunks two 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final, NoReturn, cast
+from typing import Any, Final, NoReturn, cast
 
+from disagg_transfer.agent.ports import spawning
 from disagg_transfer.agent.pulse import Pulse
-from disagg_transfer.codec import LENGTH
-from disagg_transfer.errors import WireError
+from disagg_transfer.codec import unframed
 
 _UNASKED_BYTES: Final = 16 << 10  # held of a connection that nobody asks for its next frame
 
@@ -92,16 +92,12 @@ class FrameStream(asyncio.Protocol):
         self._moved.fire()
 
     def _pop(self) -> bytes | None:
-        if len(self._data) < LENGTH.size:
-            return None
-        (length,) = LENGTH.unpack_from(self._data)
-        if not self._bounds.low <= length <= self._bounds.high:
-            raise WireError(
-                f"frame of {length} bytes is not within {self._bounds.low}..{self._bounds.high}"
-            )
-        end = LENGTH.size + length
-        if len(self._data) < end:
-            return None
-        body = bytes(self._data[LENGTH.size : end])
-        del self._data[:end]
-        return body
+        return unframed(self._data, low=self._bounds.low, high=self._bounds.high)
+
+
+def accepting(
+    handle: Callable[[FrameStream], Coroutine[Any, Any, None]],
+) -> Callable[[], FrameStream]:
+    """Makes the streams of a server, each with a task of its own that handles it."""
+    accept = spawning(handle)
+    return lambda: FrameStream(accept)

@@ -130,13 +130,13 @@ class Connection:
         now = asyncio.get_running_loop().time()
         self._vacant_since = dict.fromkeys(peer.held, now)
         self._sessions: dict[RankPair, Session] = {}
-        self._stream, self._transport = stream, stream.transport
+        self._stream = stream
         self._incoming, self._outgoing = incoming, outgoing
         self._reason = ""
         self._heard = now
         # asyncio sets this only on sockets made with an explicit protocol; without it a small
         # message waits 40 ms for the acknowledgment of the one before.
-        plain = self._transport.get_extra_info("socket")
+        plain = self._stream.transport.get_extra_info("socket")
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
@@ -169,16 +169,16 @@ class Connection:
 
     def send(self, *messages: Any, pair: RankPair = WHOLE_POD) -> None:
         """Queue messages; a lost connection swallows them, and its loss is reported by `run`."""
-        if not messages or self.ended.is_set() or self._transport.is_closing():
+        if not messages or self.ended.is_set() or self._stream.transport.is_closing():
             return
         frames = (self._outgoing.close(message, pair) for message in messages)
-        self._transport.write(b"".join(frames))
-        if self._transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
+        self._stream.write(b"".join(frames))
+        if self._stream.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
             self.close(f"{_MAX_UNSENT_BYTES} bytes unsent: the peer does not read")
 
     def close(self, reason: str) -> None:
         self._reason = self._reason or reason
-        self._transport.abort()
+        self._stream.transport.abort()
 
     async def run(self, on_message: Callable[["Connection", RankPair, Any], None]) -> str:
         """Serve until the end; returns why it ended."""
@@ -194,7 +194,7 @@ class Connection:
         finally:
             beat.cancel()
             self.ended.set()
-            self._transport.abort()
+            self._stream.transport.abort()
 
     def _take(self, data: bytes, on_message: Callable[["Connection", RankPair, Any], None]) -> None:
         pair, message = self._incoming.open(data)

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from disagg_transfer.client.arena import ArenaView
 from disagg_transfer.client.values import Component, Extent
-from disagg_transfer.codec import LENGTH, frame
+from disagg_transfer.codec import frame, unframed
 from disagg_transfer.contract import Cause, Stage
 from disagg_transfer.engine_messages import (
     ANSWERS,
@@ -33,7 +33,7 @@ from disagg_transfer.engine_messages import (
     Stream,
     Wanted,
 )
-from disagg_transfer.errors import ArenaFull, TransferFailed, WireError
+from disagg_transfer.errors import ArenaFull, TransferFailed
 from disagg_transfer.placing import Course, check_size
 
 _MAX_DETAIL: Final = 2048
@@ -224,15 +224,7 @@ class Frames:
     def feed(self, data: bytes) -> Iterator[Any]:
         """WireError on anything that is no answer."""
         self._data += data
-        while len(self._data) >= LENGTH.size:
-            (length,) = LENGTH.unpack_from(self._data)
-            if length > MAX_ENGINE_FRAME_BYTES:
-                raise WireError(f"frame of {length} bytes; at most {MAX_ENGINE_FRAME_BYTES}")
-            end = LENGTH.size + length
-            if len(self._data) < end:
-                return
-            body = bytes(self._data[LENGTH.size : end])
-            del self._data[:end]
+        while (body := unframed(self._data, low=0, high=MAX_ENGINE_FRAME_BYTES)) is not None:
             yield ANSWERS.decode(body)
 
 
