@@ -358,6 +358,19 @@ class Resource:
         )
         return found.items
 
+    async def lose_decode(self):
+        """End the decode pod at once; returns a probe for another one."""
+        lost = (await self.agents())["decode"].metadata
+        await self.clients.core.delete_namespaced_pod(
+            lost.name, self.namespace, grace_period_seconds=0
+        )
+
+        async def replaced():
+            found = (await self.agents()).get("decode")
+            return found is not None and found.metadata.uid != lost.uid
+
+        return replaced
+
     async def agents(self):
         return {pod.metadata.labels[names.LABEL_ROLE]: pod for pod in await self.pods()}
 

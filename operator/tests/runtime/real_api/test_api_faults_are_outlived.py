@@ -87,15 +87,7 @@ async def test_watches_that_break_or_are_too_old_cost_nothing(
     await converged(resource, until)
     for gone in (False, True, False):
         assert faulty.cut_watches(gone=gone) >= 6
-        pod = (await resource.agents())["decode"]
-        await resource.clients.core.delete_namespaced_pod(
-            pod.metadata.name, resource.namespace, grace_period_seconds=0
-        )
-
-        async def replaced(uid=pod.metadata.uid):
-            found = (await resource.agents()).get("decode")
-            return found is not None and found.metadata.uid != uid
-
+        replaced = await resource.lose_decode()
         await until(replaced, what="another decode pod", within_s=CONVERGE_S)
     assert counted(await converged(resource, until)) == WHOLE
 
@@ -112,6 +104,20 @@ class Life:
         if self.writes == self.last:
             self.operator.kill()
             self.ended.set()
+
+    async def has_ended(self, *, within_s):
+        async with asyncio.timeout(within_s):
+            await self.ended.wait()
+
+
+async def three_at_a_time(work, numbers):
+    free = asyncio.Semaphore(3)
+
+    async def in_turn(number):
+        async with free:
+            return await work(number)
+
+    return await asyncio.gather(*map(in_turn, numbers))
 
 
 @pytest.fixture
@@ -141,48 +147,41 @@ async def test_an_operator_killed_after_any_of_its_writes_is_continued_by_the_ne
     await undisturbed.apply()
     wanted = counted(await converged(undisturbed, until))
     assert wanted == WHOLE
-    many = asyncio.Semaphore(3)
 
     async def killed_after(number):
-        async with many:
-            resource = await new_resource()
-            await resource.apply()
-            life = lives(resource.namespace, last=number)
-            async with asyncio.timeout(START_S + CONVERGE_S):
-                await life.ended.wait()
-            again = lives(resource.namespace, last=None)
-            assert counted(await converged(resource, until)) == wanted, number
-            again.operator.kill()
-            return life.writes + again.writes
+        resource = await new_resource()
+        await resource.apply()
+        life = lives(resource.namespace, last=number)
+        await life.has_ended(within_s=START_S + CONVERGE_S)
+        again = lives(resource.namespace, last=None)
+        assert counted(await converged(resource, until)) == wanted, number
+        again.operator.kill()
+        return life.writes + again.writes
 
-    writes = await asyncio.gather(*map(killed_after, KILLED_AFTER))
+    writes = await three_at_a_time(killed_after, KILLED_AFTER)
     assert max(writes) <= 2 * whole.writes, writes
 
 
 async def test_a_rollout_that_ends_with_any_of_its_writes_is_continued_by_the_next(
     lives, new_resource, until
 ):
-    many = asyncio.Semaphore(3)
-
     async def killed_after(number):
-        async with many:
-            resource = await new_resource()
-            await resource.apply()
-            life = lives(resource.namespace, last=None)
-            await converged(resource, until)
-            before = (await resource.status())["currentRevision"]
-            life.last = life.writes + number
-            await resource.patch({"spec": {"engine": {"args": ["--seed", "7"]}}})
-            async with asyncio.timeout(CONVERGE_S):
-                await life.ended.wait()
-            again = lives(resource.namespace, last=None)
+        resource = await new_resource()
+        await resource.apply()
+        life = lives(resource.namespace, last=None)
+        await converged(resource, until)
+        before = (await resource.status())["currentRevision"]
+        life.last = life.writes + number
+        await resource.patch({"spec": {"engine": {"args": ["--seed", "7"]}}})
+        await life.has_ended(within_s=CONVERGE_S)
+        again = lives(resource.namespace, last=None)
 
-            async def only_new():
-                found = await named(resource)
-                old = any(before in name for _, name in found)
-                return not old and counted(found) == WHOLE and await resource.is_ready()
+        async def only_new():
+            found = await named(resource)
+            old = any(before in name for _, name in found)
+            return not old and counted(found) == WHOLE and await resource.is_ready()
 
-            await until(only_new, what=f"the new revision alone, {number}", within_s=CONVERGE_S)
-            again.operator.kill()
+        await until(only_new, what=f"the new revision alone, {number}", within_s=CONVERGE_S)
+        again.operator.kill()
 
-    await asyncio.gather(*map(killed_after, ROLLED_OUT_AFTER))
+    await three_at_a_time(killed_after, ROLLED_OUT_AFTER)

@@ -77,33 +77,18 @@ async def test_a_server_that_is_killed_and_comes_back_finds_the_work_going_on(
         with contextlib.suppress(client.ApiException, aiohttp.ClientError):
             return await ask()
 
-    async def applied():
-        try:
-            await resource.apply()
-        except client.ApiException as refused:
-            return refused.status == 409
-        return True
-
     async def under_way():
         return any(kind == "service" for kind, *_ in await resource.children())
 
     log = tmp_path / "operator.log"
     with OperatorProcess(own_server.kubeconfig, namespace=resource.namespace, log=log):
-        await until(applied, what="applied")
+        await resource.apply()
         await until(under_way, what="the first objects")
         own_server.kill()
         await until(own_server.has_left_its_port, what="the server has ended")
         own_server.start()
         await until(lambda: answered(resource.is_ready), what="Ready", within_s=CONVERGE_S)
-        gone = (await resource.agents())["decode"]
-        await resource.clients.core.delete_namespaced_pod(
-            gone.metadata.name, resource.namespace, grace_period_seconds=0
-        )
-
-        async def replaced():
-            found = (await resource.agents()).get("decode")
-            return found is not None and found.metadata.uid != gone.metadata.uid
-
+        replaced = await resource.lose_decode()
         await until(replaced, what="another decode pod", within_s=CONVERGE_S)
         roles = [pod.metadata.labels[names.LABEL_ROLE] for pod in await resource.pods()]
         assert sorted(roles) == ["decode", "prefill"]

@@ -31,16 +31,8 @@ async def operator(faulty, clients, namespace, running, monkeypatch):
 
 
 async def test_a_silent_watch_is_resumed_and_misses_nothing(ready, faulty, until):
-    pod = (await ready.agents())["decode"]
     faulty.silence_watches()
-    await ready.clients.core.delete_namespaced_pod(
-        pod.metadata.name, ready.namespace, grace_period_seconds=0
-    )
-
-    async def replaced():
-        found = (await ready.agents()).get("decode")
-        return found is not None and found.metadata.uid != pod.metadata.uid
-
+    replaced = await ready.lose_decode()
     await until(replaced, what="another decode pod", within_s=INACTIVITY_S + BUSY_S)
 
 
