@@ -15,7 +15,6 @@ import aiohttp
 import kopf
 
 from disagg_operator import kopf_quirks, names
-from disagg_operator.census import Census
 from disagg_operator.credentials import client_configuration
 from disagg_operator.errors import (
     ApiForbiddenError,
@@ -24,7 +23,7 @@ from disagg_operator.errors import (
     SettingsError,
 )
 from disagg_operator.gateway import Gateway
-from disagg_operator.handlers import WATCHED, kopf_settings, registry_of
+from disagg_operator.handlers import kopf_settings, registry_of
 from disagg_operator.leadership import Election
 from disagg_operator.metrics import Metrics
 from disagg_operator.reports import ReportFeed
@@ -32,6 +31,8 @@ from disagg_operator.root_key import root_key
 from disagg_operator.router_feed import RouterFeed
 from disagg_operator.runtime import Runtime, Wakeups
 from disagg_operator.settings import Settings, settings_from
+from disagg_operator.store import WATCHED, Store
+from disagg_operator.watches import Watches
 from disagg_operator.web import serve
 
 CRD_RECHECK_S = 2.0
@@ -109,11 +110,9 @@ async def assembled(settings: Settings) -> AsyncIterator[Runtime]:
     gateway = Gateway(configuration=await client_configuration(), metrics=metrics)
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
     async with gateway, session:
-        namespaces = settings.namespaces or (None,)
-        census = Census(
-            WATCHED,
-            listed=lambda kind: gateway.versions(kind, namespaces=namespaces),
-            wake=wakeups.wake,
+        store = Store(wake=wakeups.wake)
+        watches = Watches(
+            gateway=gateway, store=store, kinds=WATCHED, namespaces=settings.namespaces or (None,)
         )
         runtime = Runtime(
             settings=settings,
@@ -121,7 +120,8 @@ async def assembled(settings: Settings) -> AsyncIterator[Runtime]:
             feed=ReportFeed(session=session, wake=wakeups.wake),
             routers=RouterFeed(session=session, wake=wakeups.wake),
             wakeups=wakeups,
-            census=census,
+            store=store,
+            watches=watches,
             metrics=metrics,
             instance=socket.gethostname(),
         )
@@ -141,15 +141,15 @@ async def operate(
     ready: threading.Event | None = None,
 ) -> None:
     """Until SIGTERM, or until `stop` is set; `ready` is set once everything is watched."""
-    kopf_quirks.install_quiet_toggles()
     await _until_served(runtime.gateway)
     runtime = await _rooted(runtime)
     namespaces = runtime.settings.namespaces
-    beside = [
-        asyncio.create_task(runtime.census.run()),
-        asyncio.create_task(kopf_quirks.cancel_again()),
-    ]
-    try:
+    async with asyncio.TaskGroup() as group:
+        # Begun before kopf, which gives tasks that it does not know five seconds when it ends.
+        beside = [
+            *runtime.watches.begin(group),
+            group.create_task(kopf_quirks.cancel_again()),
+        ]
         await kopf.operator(
             registry=registry_of(runtime),
             settings=kopf_settings(),
@@ -159,7 +159,6 @@ async def operate(
             stop_flag=stop,
             ready_flag=ready,
         )
-    finally:
         for task in beside:
             task.cancel()
 

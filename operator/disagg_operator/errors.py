@@ -8,6 +8,7 @@ OperatorError
       |    +-- AlreadyExistsError
       +-- ApiNotFoundError       404: the object, its namespace or its kind is gone
       |    +-- GangNotServedError   PodGroups are asked for, and the server has no such kind
+      +-- ApiGoneError           410: the version to watch from, or the rest of a list, is too old
       +-- ApiForbiddenError      403: the service account lacks a verb
       +-- ApiRejectedError       400, 413, 422 and the like: the same request will never succeed
       +-- ApiUnavailableError    429, 5xx, broken connection, after all attempts
@@ -51,6 +52,10 @@ class ApiNotFoundError(ApiError):
 
 
 class GangNotServedError(ApiNotFoundError):
+    pass
+
+
+class ApiGoneError(ApiError):
     pass
 
 

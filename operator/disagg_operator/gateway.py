@@ -8,14 +8,17 @@ and outcome. What cannot be done in the end becomes an error of `errors`.
 import asyncio
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Self
 from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.client.rest import RESTResponse
 
 from disagg_operator import names
 from disagg_operator.errors import (
@@ -23,6 +26,7 @@ from disagg_operator.errors import (
     ApiConflictError,
     ApiError,
     ApiForbiddenError,
+    ApiGoneError,
     ApiNotFoundError,
     ApiRejectedError,
     ApiUnavailableError,
@@ -38,7 +42,7 @@ CONCURRENCY = 16
 RATE_PER_S = 200.0
 BURST = 400.0
 ATTEMPTS = 5
-REQUEST_TIMEOUT_S = 15.0
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=15.0)
 RETRY_BASE_S = 0.2
 RETRY_LIMIT_S = 5.0
 # A server may ask for more patience than a pass can have; the loop comes back anyway.
@@ -46,8 +50,13 @@ RETRY_AFTER_LIMIT_S = 30.0
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
-_NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
 LIST_LIMIT = 500
+# The server ends every watch after this, so that one that is alive is never silent for longer, and
+# a dead one is told from a quiet one sooner than by bookmarks (60 s).
+WATCH_S = 30
+SILENT_S = 40.0
+CONNECT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +68,6 @@ class _Request:
     query: Mapping[str, str] = field(default_factory=dict)
     body: Json | None = None
     content_type: str = _JSON
-    accept: str = _JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,29 +146,46 @@ class Gateway:
         except ApiNotFoundError:
             return
 
-    async def versions(self, kind: Kind, *, namespaces: Iterable[str | None]) -> dict[str, str]:
-        """resourceVersion by uid of all of ours in these namespaces; None stands for all."""
-        found: dict[str, str] = {}
-        selector = {} if kind is Kind.RESOURCE else {"labelSelector": names.MANAGED_SELECTOR}
-        for namespace in namespaces:
-            query = {"limit": str(LIST_LIMIT), **selector}
-            while True:
-                request = _Request(
-                    verb="list",
-                    method="GET",
-                    kind=kind,
-                    path=kind.path(namespace),
-                    query=query,
-                    accept=_NAMES_ONLY,
-                )
-                answer = await self._ask(request)
-                for item in answer["items"]:
-                    found[item["metadata"]["uid"]] = item["metadata"]["resourceVersion"]
-                token = answer["metadata"].get("continue")
-                if not token:
-                    break
-                query = {**query, "continue": token}
-        return found
+    async def page(self, kind: Kind, *, namespace: str | None, token: str) -> Json:
+        """Up to `LIST_LIMIT` of ours, in one namespace or (None) in all; those that come after them
+        by the `continue` token in its metadata, "" for the first. ApiGoneError when the token is
+        too old: begin anew.
+        """
+        query = {"limit": str(LIST_LIMIT), **({"continue": token} if token else {})}
+        request = _collection("list", kind, namespace, query)
+        match page := await self._ask(request):
+            case {"items": list(), "metadata": {"resourceVersion": str()}}:
+                return page
+        raise _nonsense(request, json.dumps(page).encode())
+
+    async def watch(
+        self, kind: Kind, *, namespace: str | None, since: str
+    ) -> AsyncGenerator[Json, None]:
+        """What happens to ours after the version `since`, and bookmarks, until the server ends it.
+
+        ApiGoneError when that version is too old; ApiUnavailableError when the watch breaks, or
+        is silent for `SILENT_S`.
+        """
+        query = {
+            "watch": "1",
+            "resourceVersion": since,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_S),
+        }
+        request = _collection("watch", kind, namespace, query)
+        await self._admit(request)
+        try:
+            response = await self._open(
+                request, aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=SILENT_S)
+            )
+            with closing(response.response) as streamed:
+                self._count(request, streamed.status)
+                if streamed.status != HTTPStatus.OK:
+                    raise _error(request, await _answer(response))
+                async for line in _lines(streamed.content):
+                    yield _event(request, line)
+        except _BROKEN as error:
+            raise _error(request, _no_answer(error)) from error
 
     async def serves_resource(self) -> bool:
         """Whether both CRDs are installed and established."""
@@ -185,35 +210,93 @@ class Gateway:
 
     async def _once(self, request: _Request) -> Json:
         async with self._turns.take(_rank(request)):
-            await self._bucket.take()
-            if not self.permitted():
-                raise LeadershipLostError(f"{request.verb} {request.path}: not sent")
+            await self._admit(request)
             answer = await self._send(request)
-        self._metrics.count_request(request.verb, resource=request.kind.plural, code=answer.code)
+        self._count(request, answer.code)
         if 200 <= answer.code < 300:
-            parsed: Json = json.loads(answer.text)
-            return parsed
+            return _parsed(request, answer.text)
         raise _error(request, answer)
 
+    async def _admit(self, request: _Request) -> None:
+        await self._bucket.take()
+        if not self.permitted():
+            raise LeadershipLostError(f"{request.verb} {request.path}: not sent")
+
+    def _count(self, request: _Request, code: int) -> None:
+        self._metrics.count_request(request.verb, resource=request.kind.plural, code=code)
+
     async def _send(self, request: _Request) -> _Answer:
+        try:
+            return await _answer(await self._open(request, REQUEST_TIMEOUT))
+        except _BROKEN as error:
+            return _no_answer(error)
+
+    async def _open(self, request: _Request, limits: aiohttp.ClientTimeout) -> RESTResponse:
+        """An answer whose body has not been read."""
         query = f"?{urlencode(request.query)}" if request.query else ""
         method, url, headers, body, _ = await self._client.param_serialize(
             request.method,
             request.path + query,
-            header_params={"Content-Type": request.content_type, "Accept": request.accept},
+            header_params={"Content-Type": request.content_type, "Accept": _JSON},
             body=request.body,
             auth_settings=["BearerToken"],
         )
-        try:
-            response = await self._client.call_api(
-                method, url, headers, body, _request_timeout=REQUEST_TIMEOUT_S
-            )
-            text: bytes = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return _Answer(code=0, text=f"{type(error).__name__}: {error}".encode())
-        return _Answer(
-            code=response.status, text=text, retry_after=response.headers.get("Retry-After", "")
-        )
+        return await self._client.call_api(method, url, headers, body, _request_timeout=limits)
+
+
+def _collection(verb: str, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> _Request:
+    """Of all resources, and of what else bears our label."""
+    selector = {} if kind is Kind.RESOURCE else {"labelSelector": names.MANAGED_SELECTOR}
+    return _Request(
+        verb=verb, method="GET", kind=kind, path=kind.path(namespace), query={**query, **selector}
+    )
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Whole lines of any length; what comes after the last line break was cut off."""
+    held = b""
+    async for data in content.iter_any():
+        *lines, held = (held + data).split(b"\n")
+        for line in lines:
+            yield line
+
+
+def _event(request: _Request, line: bytes) -> Json:
+    match event := _parsed(request, line):
+        case {"type": "ERROR", "object": {"code": int(code)} as told}:
+            raise _error(request, _Answer(code=code, text=json.dumps(told).encode()))
+        case {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str()}}}:
+            return event
+        case {"type": str(), "object": {"metadata": {"resourceVersion": str(), "uid": str()}}}:
+            return event
+    raise _nonsense(request, line)
+
+
+async def _answer(response: RESTResponse) -> _Answer:
+    return _Answer(
+        code=response.status,
+        text=await response.read(),
+        retry_after=response.headers.get("Retry-After", ""),
+    )
+
+
+def _no_answer(error: Exception) -> _Answer:
+    return _Answer(code=0, text=f"{type(error).__name__}: {error}".encode())
+
+
+def _parsed(request: _Request, text: bytes) -> Json:
+    """A proxy in between may say 200 to anything."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise _nonsense(request, text)
+    return parsed
+
+
+def _nonsense(request: _Request, text: bytes) -> ApiError:
+    return _error(request, _Answer(code=0, text=b"not as the API says: " + text[:200]))
 
 
 def _rank(request: _Request) -> int:
@@ -252,9 +335,12 @@ def _error_class(code: int, reason: str) -> type[ApiError]:
         return ApiUnavailableError
     if code == 409:
         return AlreadyExistsError if reason == "AlreadyExists" else ApiConflictError
-    return {401: ApiForbiddenError, 403: ApiForbiddenError, 404: ApiNotFoundError}.get(
-        code, ApiRejectedError
-    )
+    return {
+        401: ApiForbiddenError,
+        403: ApiForbiddenError,
+        404: ApiNotFoundError,
+        410: ApiGoneError,
+    }.get(code, ApiRejectedError)
 
 
 def _status(text: bytes) -> Json:

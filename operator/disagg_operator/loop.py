@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from disagg_operator import names, served
@@ -22,15 +22,7 @@ from disagg_operator.expectations import Expectations
 from disagg_operator.finding import Finding, Weight
 from disagg_operator.first_ready import ReadyWait
 from disagg_operator.kinds import ObjectReference
-from disagg_operator.observe import (
-    GuardRecord,
-    Observed,
-    PodRecord,
-    RouterRecord,
-    ScalerRecord,
-    ServiceRecord,
-    observe,
-)
+from disagg_operator.observe import Observed, PodRecord, observe
 from disagg_operator.pacing import backoff_s
 from disagg_operator.plan import Plan, decide, serving_revision
 from disagg_operator.publish import Publisher
@@ -48,6 +40,7 @@ from disagg_operator.role_status import restarts_of
 from disagg_operator.rotation import Keys, generation_of
 from disagg_operator.runtime import Runtime
 from disagg_operator.scaling import scaled
+from disagg_operator.sight import Snapshot
 from disagg_operator.tally import Tally, advance
 from disagg_operator.timestamps import seconds
 from disagg_operator.transfers import next_change_s
@@ -60,23 +53,13 @@ TAKEN_BASE_S = 5.0
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    body: Mapping[str, Any]
-    pods: tuple[PodRecord, ...]
-    services: tuple[ServiceRecord, ...]
-    routers: tuple[RouterRecord, ...]
-    guards: tuple[GuardRecord, ...]
-    scalers: tuple[ScalerRecord, ...]
-
-
 class ResourceLoop:
     def __init__(
         self,
         *,
         runtime: Runtime,
         resource: ObjectReference,
-        snapshot: Callable[[], Snapshot],
+        snapshot: Callable[[], Snapshot | None],
         stopped: Callable[[], bool],
     ) -> None:
         self._runtime = runtime
@@ -103,7 +86,10 @@ class ResourceLoop:
     async def run(self) -> None:
         try:
             while not self._stopped():
-                delay_s = await self._guarded_pass()
+                snapshot = self._snapshot()
+                delay_s = self._runtime.settings.resync_s
+                if snapshot is not None:
+                    delay_s = await self._guarded_pass(snapshot)
                 await self._sleep(delay_s)
         finally:
             owner = self._resource.owner
@@ -124,23 +110,20 @@ class ResourceLoop:
             await asyncio.sleep(self._runtime.settings.coalesce_s)
         self._wake.clear()
 
-    async def _guarded_pass(self) -> float:
+    async def _guarded_pass(self, snapshot: Snapshot) -> float:
         """The outermost guard: whatever goes wrong in a pass is told and tried again."""
         owner, started = self._resource.owner, self._runtime.clock()
         self._runtime.running[self._resource] = started
         try:
-            return await self._pass()
+            return await self._pass(snapshot)
         except Exception as error:
             logger.exception("pass over %s/%s failed", *owner)
-            return await self._tell_failure(error)
+            return await self._tell_failure(error, snapshot.body)
         finally:
             del self._runtime.running[self._resource]
             self._runtime.metrics.pass_seconds.observe(self._runtime.clock() - started)
 
-    async def _pass(self) -> float:
-        snapshot = self._snapshot()
-        if snapshot.body["metadata"].get("deletionTimestamp"):
-            return self._runtime.settings.resync_s
+    async def _pass(self, snapshot: Snapshot) -> float:
         previous = self._publisher.previous(snapshot.body)
         try:
             deployment = parse_deployment(snapshot.body)
@@ -314,11 +297,10 @@ class ResourceLoop:
         await self._publisher.publish(status, previous=previous)
         return self._runtime.settings.resync_s
 
-    async def _tell_failure(self, error: Exception) -> float:
+    async def _tell_failure(self, error: Exception, body: Mapping[str, Any]) -> float:
         """A pass that broke: the status says so, if it can still be written."""
         self._failures += 1
         self._runtime.metrics.passes["failed"] += 1
-        body = self._snapshot().body
         previous = self._publisher.previous(body)
         status = broken_status(
             previous,

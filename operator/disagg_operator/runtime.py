@@ -5,15 +5,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from disagg_operator.census import Census
 from disagg_operator.gateway import Gateway
 from disagg_operator.kinds import ObjectReference
 from disagg_operator.metrics import Metrics
 from disagg_operator.render import Images
-from disagg_operator.reports import Owner, ReportFeed
+from disagg_operator.reports import ReportFeed
 from disagg_operator.root_key import RootKey
 from disagg_operator.router_feed import RouterFeed
 from disagg_operator.settings import Settings
+from disagg_operator.store import Owner, Store
+from disagg_operator.watches import Watches
 
 
 class Wakeups:
@@ -43,6 +44,9 @@ class Wakeups:
         """Loops that were woken and have not begun their pass."""
         return sum(event.is_set() for events in self._events.values() for event in events)
 
+    def __contains__(self, owner: Owner) -> bool:
+        return owner in self._events
+
     def __len__(self) -> int:
         """Loops."""
         return sum(map(len, self._events.values()))
@@ -57,7 +61,8 @@ class Runtime:
     feed: ReportFeed
     routers: RouterFeed
     wakeups: Wakeups
-    census: Census
+    store: Store
+    watches: Watches
     metrics: Metrics
     instance: str
     clock: Callable[[], float] = time.time

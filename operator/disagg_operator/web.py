@@ -2,24 +2,18 @@
 
 from aiohttp import web
 
+from disagg_operator.health import Health
 from disagg_operator.metrics import CONTENT_TYPE, exposition
 from disagg_operator.runtime import Runtime
 
-# Longer than all attempts of one request together: a pass this old hangs.
-STUCK_AFTER_S = 300.0
-
 
 async def serve(runtime: Runtime, *, port: int) -> web.AppRunner:
-    app = web.Application()
+    app, health = web.Application(), Health(runtime)
 
     async def healthz(_: web.Request) -> web.Response:
-        stuck = stuck_passes(runtime)
-        if stuck:
-            text = f"passes that do not end: {', '.join(stuck)}\n"
-            return web.Response(status=503, text=text)
-        if runtime.census.stuck:
-            text = f"watches that bring nothing new: {', '.join(runtime.census.stuck)}\n"
-            return web.Response(status=503, text=text)
+        complaints = health.complaints()
+        if complaints:
+            return web.Response(status=503, text="\n".join(complaints) + "\n")
         return web.Response(text="ok\n")
 
     async def metrics(_: web.Request) -> web.Response:
@@ -34,12 +28,3 @@ async def serve(runtime: Runtime, *, port: int) -> web.AppRunner:
     await runner.setup()
     await web.TCPSite(runner, port=port).start()
     return runner
-
-
-def stuck_passes(runtime: Runtime) -> list[str]:
-    limit = runtime.clock() - STUCK_AFTER_S
-    return sorted(
-        f"{resource.namespace}/{resource.name}"
-        for resource, started in runtime.running.items()
-        if started < limit
-    )
