@@ -1,9 +1,13 @@
 """Fixtures of the operator's tests: deployments, and a real API server with our CRD."""
 
+import json
+
 import pytest
-from kubernetes import config
+from kubernetes import client, config
+from kubernetes.client.rest import ApiException
 
 from disagg_fleet import fleet
+from disagg_operator import names
 from disagg_operator.api.resource import parse_deployment
 from disagg_operator.render import Images
 
@@ -46,3 +50,52 @@ def kubeconfig():
 def api(kubeconfig):
     with config.new_client_from_config(str(kubeconfig)) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def created(api):
+    """The object as the server would keep it; nothing is kept."""
+
+    def created(spec, *, name="tiny"):
+        model = {"source": "tiny-qwen3-next", **spec.get("model", {})}
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {**spec, "model": model},
+        }
+        return client.CustomObjectsApi(api).create_namespaced_custom_object(
+            names.GROUP,
+            names.VERSION,
+            "default",
+            names.PLURAL,
+            body,
+            dry_run="All",
+            field_validation="Strict",
+        )
+
+    return created
+
+
+@pytest.fixture(scope="session")
+def refusal():
+    """What the server says no with."""
+
+    def refusal(call):
+        with pytest.raises(ApiException) as refused:
+            call()
+        assert refused.value.status in {400, 422}
+        return json.loads(refused.value.body)["message"]
+
+    return refusal
+
+
+@pytest.fixture(scope="session")
+def missing(created, refusal):
+    """Those words that the refusal of a spec lacks, and the refusal."""
+
+    def missing(spec, words):
+        message = refusal(lambda: created(spec))
+        return [word for word in words if word not in message], message
+
+    return missing

@@ -9,10 +9,11 @@ from disagg_operator import names, render
 def made(deployment, images):
     """Pod, engine and agent of a decode pod with that hardware."""
 
-    def made(*, nodes=1, role="decode", group=0, rank=0, **hardware):
+    def made(*, nodes=1, devices=(), role="decode", group=0, rank=0, **hardware):
         spec = {"nodesPerReplica": nodes, "gpusPerNode": 8, "parallelism": {"tp": 8 * nodes}}
         found = deployment(
             hardware=hardware,
+            transfer={"netDevices": devices},
             engine={"type": "custom", "image": "engine:1"},
             roles={"prefill": spec, "decode": spec},
         )
@@ -22,6 +23,10 @@ def made(deployment, images):
         return pod, pod["containers"][0], pod["initContainers"][0]
 
     return made
+
+
+def env(container):
+    return {item["name"]: item.get("value") for item in container["env"]}
 
 
 def products(pod):
@@ -67,8 +72,7 @@ def test_rdma_devices_bring_the_right_to_pin_memory(made):
 @pytest.mark.parametrize(("profile", "policy"), [("h200", "PreferRDMA"), ("custom", "Any")])
 def test_rdma_is_preferred_where_there_are_devices_for_it(made, profile, policy):
     _, _, agent = made(profile=profile)
-    told = {item["name"]: item.get("value") for item in agent["env"]}
-    assert told["DISAGG_TRANSPORT_POLICY"] == policy
+    assert env(agent)["DISAGG_TRANSPORT_POLICY"] == policy
 
 
 def test_the_pods_of_a_group_stand_near_one_another(made):
@@ -87,3 +91,53 @@ def test_the_pods_of_a_group_stand_near_one_another(made):
 def test_a_pod_alone_in_its_group_stands_anywhere(made):
     pod, *_ = made(profile="h200", topology={"key": "rack", "policy": "Required"})
     assert "podAffinity" not in pod["affinity"]
+
+
+def test_every_agent_gets_its_number_of_rdma_devices_and_engines_of_several_nodes_too(made):
+    _, engine, agent = made(profile="h200", rdmaDevices=4)
+    assert agent["resources"]["limits"]["rdma/ib"] == "4"
+    assert "rdma/ib" not in engine["resources"]["limits"]
+    _, engine, _ = made(profile="h200", rdmaDevices=4, nodes=2)
+    assert engine["resources"]["limits"]["rdma/ib"] == "4"
+
+
+def test_engine_and_agent_have_huge_pages_and_where_to_map_them(made):
+    pod, engine, agent = made(profile="custom", hugepages={"size": "1Gi", "amount": "4Gi"})
+    for container in (engine, agent):
+        resources = container["resources"]
+        assert resources["limits"]["hugepages-1Gi"] == "4Gi"
+        assert resources["requests"]["hugepages-1Gi"] == "4Gi"
+        assert "cpu" in resources["requests"], "else the server refuses huge pages"
+        (mount,) = (item for item in container["volumeMounts"] if item["name"] == "hugepages")
+        assert mount["mountPath"] == "/dev/hugepages"
+    (volume,) = (item for item in pod["volumes"] if item["name"] == "hugepages")
+    assert volume["emptyDir"] == {"medium": "HugePages-1Gi"}
+
+
+def test_on_the_nodes_network_services_are_still_found_and_ranks_meet_where_they_can(made):
+    pod, engine, _ = made(profile="h200", hostNetwork=True)
+    assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert "NCCL_SOCKET_IFNAME" not in env(engine)
+    _, engine, _ = made(profile="h200", hostNetwork=True, networkInterface="bond0")
+    assert env(engine)["NCCL_SOCKET_IFNAME"] == env(engine)["GLOO_SOCKET_IFNAME"] == "bond0"
+    pod, engine, _ = made(profile="h200")
+    assert "hostNetwork" not in pod
+    assert env(engine)["NCCL_SOCKET_IFNAME"] == "eth0"
+
+
+def test_capabilities_come_beside_what_rdma_needs_and_take_root(made):
+    pod, engine, agent = made(profile="h200", capabilities=["SYS_RESOURCE"])
+    for container in (engine, agent):
+        added = container["securityContext"]["capabilities"]["add"]
+        assert added == ["IPC_LOCK", "SYS_RESOURCE"]
+    pod, engine, _ = made(profile="custom", capabilities=["NET_RAW"])
+    assert engine["securityContext"]["capabilities"]["add"] == ["NET_RAW"]
+    assert pod["securityContext"]["runAsUser"] == 0
+
+
+def test_engines_use_the_rdma_devices_that_agents_use(made):
+    _, engine, agent = made(profile="h200", devices=["mlx5_0:1", "mlx5_3:1", "eth0"])
+    assert env(engine)["NCCL_IB_HCA"] == "=mlx5_0:1,mlx5_3:1"
+    assert env(agent)["DISAGG_NET_DEVICES"] == "mlx5_0:1,mlx5_3:1,eth0"
+    _, engine, _ = made(profile="h200", devices=["eth0"])
+    assert "NCCL_IB_HCA" not in env(engine)

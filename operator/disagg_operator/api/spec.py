@@ -17,9 +17,9 @@ from disagg_operator.api.base import (
     Image,
     Port,
     PositiveAmount,
-    Quantity,
     Replicas,
 )
+from disagg_operator.api.hardware import HardwareSpec
 from disagg_operator.api.owned import EngineType
 from disagg_operator.api.pods import Args, Env, Resources, Template
 from disagg_operator.api.rules import SET, immutable, keyed_by, rules
@@ -152,55 +152,6 @@ class RolesSpec(ApiModel):
 
     prefill: RoleSpec = Field(RoleSpec(), description="Pods that compute prompts.")
     decode: RoleSpec = Field(RoleSpec(), description="Pods that generate tokens.")
-
-
-_DeviceResource = Annotated[str, Field(pattern=spec_rules.DEVICE_RESOURCE, max_length=128)]
-_Product = Annotated[str, Field(min_length=1, max_length=63)]
-
-
-class TopologySpec(ApiModel):
-    """Where the pods of one group stand to one another; of groups of several pods."""
-
-    key: str = Field(
-        min_length=1,
-        max_length=253,
-        description="Label of nodes that are near one another, such as a rack's or a block's.",
-    )
-    policy: Literal["Preferred", "Required"] = Field(
-        "Preferred",
-        description="Preferred: near one another where there is room. Required: or not at all.",
-    )
-
-
-class HardwareSpec(ApiModel):
-    """What the pods run on."""
-
-    profile: Literal["cpu", "h200", "custom"] = Field(
-        "cpu",
-        description="cpu: no device. h200: NVIDIA H200 nodes with GPUs and RDMA devices. custom:"
-        " GPUs of any other kind, and RDMA devices where rdmaResource names them.",
-    )
-    gpu_resource: _DeviceResource | None = Field(
-        None, description="Resource of the GPUs; nvidia.com/gpu when left out."
-    )
-    gpu_products: tuple[_Product, ...] = Field(
-        (),
-        max_length=16,
-        description="Values of the nodes' label GPURESOURCE.product, such as NVIDIA-H200; those of"
-        " H200 with h200, and any node with custom, when left out.",
-        json_schema_extra=SET,
-    )
-    rdma_resource: _DeviceResource | None = Field(
-        None,
-        description="Resource of the RDMA devices, of which each agent asks for one; rdma/ib with"
-        " h200 and none with custom when left out.",
-    )
-    shared_memory: Quantity | None = Field(
-        None, description="Size of the engine's /dev/shm; 32Gi with GPUs when left out."
-    )
-    topology: TopologySpec | None = Field(
-        None, description="Keep the pods of one group near one another."
-    )
 
 
 class RestartSpec(ApiModel):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from disagg_operator.api.hardware_rules import HARDWARE_RULES
 from disagg_operator.api.owned import OWNED_FLAGS, OWNED_ROUTER_FLAGS
 from disagg_operator.api.rules import Rule, cel_list, rule
 from disagg_operator.api.scheduling import QUEUE_RULE
@@ -123,15 +124,6 @@ _TIMEOUT_KEYS_RULE = rule(
     "transfer.timeouts.stateTypes: %s not in model.stateTypes %s; give deadlines only for those",
     *(f"{_TIMEOUTS}.map(k, k).filter(k, !(k in self.model.stateTypes))", "self.model.stateTypes"),
 )
-# Of an extended resource, as device plugins name them.
-DEVICE_RESOURCE = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
-_DEVICES = ("gpuResource", "rdmaResource", "sharedMemory")
-_NO_DEVICES_ON_CPU_RULE = rule(
-    "self.hardware.profile != 'cpu' || size(self.hardware.gpuProducts) == 0 && "
-    + " && ".join(f"!has(self.hardware.{name})" for name in _DEVICES),
-    f"hardware: {', '.join(_DEVICES)} and gpuProducts are for GPUs: leave them out with"
-    " hardware.profile cpu, or set it to h200 or custom",
-)
 SPEC_RULES = (
     _IMAGE_RULE,
     _BOTH_ROLES_RULE,
@@ -139,7 +131,7 @@ SPEC_RULES = (
     _TIMEOUT_KEYS_RULE,
     *ARENA_RULES,
     QUEUE_RULE,
-    _NO_DEVICES_ON_CPU_RULE,
+    *HARDWARE_RULES,
     ENGINE_OUTSIDE_DATA_PORTS_RULE,
     REQUIRED_RDMA_IS_MEASURED_RULE,
     *(item for role in ROLES for item in _parallelism_rules(role)),

@@ -21,6 +21,7 @@ RUN_PATH = "/run/disagg"
 KEY_VOLUME = "disagg-key"
 _KEY_FOLDER = contract.KEY_PATH.rpartition("/")[0]
 TMP_VOLUME = "agent-tmp"
+HUGEPAGES_VOLUME = "hugepages"
 
 
 def agent_container(slot: Slot, *, profile: Profile, images: Images) -> Object:
@@ -54,8 +55,15 @@ def agent_container(slot: Slot, *, profile: Profile, images: Images) -> Object:
             {"name": RUN_VOLUME, "mountPath": RUN_PATH},
             {"name": KEY_VOLUME, "mountPath": _KEY_FOLDER, "readOnly": True},
             {"name": TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108
+            *hugepages_mount(profile),
         ],
     }
+
+
+def hugepages_mount(profile: Profile) -> list[Object]:
+    """Where UCX and engines look for them."""
+    mount = {"name": HUGEPAGES_VOLUME, "mountPath": "/dev/hugepages"}
+    return [mount] if profile.hugepages else []
 
 
 def arena_bytes(deployment: Deployment, *, profile: Profile) -> int:
@@ -126,10 +134,8 @@ def _transport(deployment: Deployment, *, profile: Profile) -> dict[str, str]:
 def transport_policy(deployment: Deployment) -> contract.TransportPolicy:
     """What the agents hold themselves to; Any where only TCP is asked for."""
     spec = deployment.spec
-    claim = spec.transfer.arena.gpu_claim
-    return _policy(
-        deployment, profile=profile(spec.hardware, role=spec.role(PREFILL), gpu_claim=claim)
-    )
+    found = profile(spec.hardware, role=spec.role(PREFILL), transfer=spec.transfer)
+    return _policy(deployment, profile=found)
 
 
 def _policy(deployment: Deployment, *, profile: Profile) -> contract.TransportPolicy:

@@ -27,11 +27,8 @@ def pod(
 ) -> Object:
     """One pod of a group; immutable, so a changed spec means another revision."""
     slot = Slot(deployment=deployment, role=role, group=group, rank=rank, revision=revision)
-    hardware = profile(
-        deployment.spec.hardware,
-        role=slot.role_spec,
-        gpu_claim=deployment.spec.transfer.arena.gpu_claim,
-    )
+    spec = deployment.spec
+    hardware = profile(spec.hardware, role=slot.role_spec, transfer=spec.transfer)
     own = _defaults(slot, profile=hardware, images=images)
     defaults = {"spec": merged(own, _near_one_another(slot))}
     defaults = merged(defaults, gang_fields(slot))
@@ -121,7 +118,10 @@ def _owned(slot: Slot, *, profile: Profile) -> Object:
     own |= {names.LABEL_GROUP: str(slot.group), names.LABEL_RANK: str(slot.rank)}
     made_from = template(slot.deployment, role=slot.role)
     own |= {names.LABEL_TEMPLATE: made_from} if made_from else {}
-    mounts: list[Object] = [{"name": agents.RUN_VOLUME, "mountPath": agents.RUN_PATH}]
+    mounts: list[Object] = [
+        {"name": agents.RUN_VOLUME, "mountPath": agents.RUN_PATH},
+        *agents.hugepages_mount(profile),
+    ]
     if profile.shared_memory:
         mounts.append({"name": _SHARED_MEMORY, "mountPath": "/dev/shm"})  # noqa: S108
     engine = {
@@ -156,6 +156,9 @@ def _volumes(slot: Slot, *, profile: Profile) -> list[Object]:
         # Readable by the pod's group, which fsGroup makes the agent's own.
         {"name": agents.KEY_VOLUME, "secret": {"secretName": secret, "defaultMode": 0o440}},
     ]
+    if profile.hugepages:
+        medium = f"HugePages-{profile.hugepages}"
+        volumes.append({"name": agents.HUGEPAGES_VOLUME, "emptyDir": {"medium": medium}})
     if profile.shared_memory:
         memory = {"medium": "Memory", "sizeLimit": profile.shared_memory}
         volumes.append({"name": _SHARED_MEMORY, "emptyDir": memory})

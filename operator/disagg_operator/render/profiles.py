@@ -1,10 +1,12 @@
 """Hardware profiles: what a pod asks of its node, and what it may do there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from disagg_operator.api.spec import HardwareSpec, RoleSpec
+from disagg_operator.api.hardware import HardwareSpec, HugepagesSpec
+from disagg_operator.api.spec import RoleSpec
+from disagg_operator.api.transfer import TransferSpec
 
 Object = dict[str, Any]
 
@@ -28,23 +30,18 @@ RESTRICTED_POD: Object = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 RESTRICTED_CONTAINER: Object = _NO_PRIVILEGE
-# Pinning memory for RDMA takes IPC_LOCK, and a capability that is added takes effect for root only.
+# A capability that is added takes effect for root only.
 _ROOT_POD: Object = {
     "runAsUser": 0,
     "runAsGroup": 0,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-_LOCKING: Object = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]},
-}
+# Pinning memory for RDMA takes it; without RDMA nothing is pinned.
+_LOCKING = "IPC_LOCK"
 
 
-# Without RDMA nothing is pinned; engines' images write all over their root file system.
-_UNPRIVILEGED: Object = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-}
+# A node's resolver knows no Service.
+_HOST_NETWORK: Object = {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,18 +49,19 @@ class Profile:
     pod_security: Object
     engine_security: Object
     agent_security: Object
-    engine_devices: Object
-    agent_devices: Object
+    engine_devices: Mapping[str, int | str]
+    agent_devices: Mapping[str, int | str]
     pod_fields: Object
     engine_env: tuple[tuple[str, str], ...] = ()
     shared_memory: str = ""
+    hugepages: str = ""  # size of a page
     arena_bytes: int
     claims: tuple[str, ...] = ()  # of the pod, that engine and agent share
     transport: str  # of spec.transfer, when it says nothing
 
 
-def profile(hardware: HardwareSpec, *, role: RoleSpec, gpu_claim: str | None) -> Profile:
-    return _CPU if hardware.profile == "cpu" else _accelerated(hardware, role, gpu_claim)
+def profile(hardware: HardwareSpec, *, role: RoleSpec, transfer: TransferSpec) -> Profile:
+    return _CPU if hardware.profile == "cpu" else _accelerated(hardware, role, transfer)
 
 
 _CPU = Profile(
@@ -80,38 +78,66 @@ _CPU = Profile(
 )
 
 
-def _accelerated(hardware: HardwareSpec, role: RoleSpec, gpu_claim: str | None) -> Profile:
+def _accelerated(hardware: HardwareSpec, role: RoleSpec, transfer: TransferSpec) -> Profile:
     """What the manifest leaves out is that of H200 nodes, or with custom what all GPU nodes have."""
+    gpu_claim = transfer.arena.gpu_claim
     is_h200 = hardware.profile == "h200"
     gpu = hardware.gpu_resource or _GPU
     rdma = hardware.rdma_resource or (_RDMA if is_h200 else "")
+    devices: dict[str, int | str] = {rdma: hardware.rdma_devices or 1} if rdma else {}
     products = hardware.gpu_products or (_PRODUCTS if is_h200 else ())
     # A device plugin gives a whole GPU to one container; only a claim can be shared.
-    engine: Object = {} if gpu_claim else {gpu: role.gpus_per_node}
-    if role.nodes_per_replica > 1 and rdma:
-        engine[rdma] = 1
-    security = _LOCKING if rdma else _UNPRIVILEGED
+    pages = _hugepages(hardware.hugepages)
+    engine = {**pages, **({} if gpu_claim else {gpu: role.gpus_per_node})}
+    if role.nodes_per_replica > 1:
+        engine |= devices
+    capabilities = sorted({*hardware.capabilities, *((_LOCKING,) if rdma else ())})
+    security = _security(capabilities)
     return Profile(
-        pod_security=_ROOT_POD if rdma else RESTRICTED_POD,
+        pod_security=_ROOT_POD if capabilities else RESTRICTED_POD,
         engine_security=security,
         agent_security={**security, "readOnlyRootFilesystem": True},
         engine_devices=engine,
-        agent_devices={rdma: 1} if rdma else {},
+        agent_devices={**pages, **devices},
         claims=(gpu_claim,) if gpu_claim else (),
         pod_fields={
             **({"affinity": _on_products(gpu, products)} if products else {}),
             "tolerations": [{"key": gpu, "operator": "Exists", "effect": "NoSchedule"}],
+            **(_HOST_NETWORK if hardware.host_network else {}),
         },
-        # Rendezvous of ranks goes over the pod network; the data path finds RDMA by itself.
         engine_env=(
-            ("NCCL_SOCKET_IFNAME", "eth0"),
-            ("GLOO_SOCKET_IFNAME", "eth0"),
-            *(() if rdma else (("HOME", "/tmp"),)),  # noqa: S108 - this user has no home
+            *_rendezvous(hardware),
+            *_nccl_devices(transfer.net_devices),
+            *(() if capabilities else (("HOME", "/tmp"),)),  # noqa: S108 - this user has no home
         ),
         shared_memory=str(hardware.shared_memory or _SHARED_MEMORY),
+        hugepages=hardware.hugepages.size if hardware.hugepages else "",
         arena_bytes=4 << 30,
         transport="PreferRDMA" if rdma else "Any",
     )
+
+
+def _security(capabilities: Sequence[str]) -> Object:
+    """Engines' images write all over their root file system."""
+    added = {"add": list(capabilities)} if capabilities else {}
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"], **added}}
+
+
+def _rendezvous(hardware: HardwareSpec) -> tuple[tuple[str, str], ...]:
+    """Of ranks, over the pod network; the data path finds RDMA by itself."""
+    interface = hardware.network_interface or ("" if hardware.host_network else "eth0")
+    names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if interface else ()
+    return tuple((name, interface) for name in names)
+
+
+def _nccl_devices(net_devices: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Those that UCX names with a port are RDMA devices; "=" asks NCCL for just these."""
+    devices = [name for name in net_devices if ":" in name]
+    return (("NCCL_IB_HCA", f"={','.join(devices)}"),) if devices else ()
+
+
+def _hugepages(hugepages: HugepagesSpec | None) -> dict[str, int | str]:
+    return {} if hugepages is None else {f"hugepages-{hugepages.size}": str(hugepages.amount)}
 
 
 def _on_products(gpu: str, products: Sequence[str]) -> Object:

@@ -14,16 +14,19 @@ _AGENT_REQUEST = 128 * _MI
 
 
 def engine_resources(
-    spec: Resources, *, reference: bool, devices: Mapping[str, int], claims: Sequence[str]
+    spec: Resources, *, reference: bool, devices: Mapping[str, int | str], claims: Sequence[str]
 ) -> Object:
     """Memory of a real engine is the model's matter: only the reference engine has defaults."""
-    requests: Object = {"cpu": "50m", "memory": "512Mi"} if reference else {}
+    # The server refuses huge pages to a container that asks for no memory and no processor.
+    paged = any(name.startswith("hugepages-") for name in devices)
+    requests: Object = {"cpu": "50m"} if reference or paged else {}
+    requests |= {"memory": "512Mi"} if reference else {}
     limits: Object = {"memory": "2Gi"} if reference else {}
     return _resources(spec, requests=requests, limits=limits, devices=devices, claims=claims)
 
 
 def agent_resources(
-    spec: Resources, *, arena_bytes: int, devices: Mapping[str, int], claims: Sequence[str]
+    spec: Resources, *, arena_bytes: int, devices: Mapping[str, int | str], claims: Sequence[str]
 ) -> Object:
     """`arena_bytes` of main memory."""
     requests = {"cpu": "20m", "memory": _mebibytes(max(arena_bytes, _AGENT_REQUEST))}
@@ -36,7 +39,7 @@ def _resources(
     *,
     requests: Object,
     limits: Object,
-    devices: Mapping[str, int],
+    devices: Mapping[str, int | str],
     claims: Sequence[str],
 ) -> Object:
     """A default gives way to a request or limit of the manifest: a request above its limit is
