@@ -301,9 +301,13 @@ def _nonsense(request: _Request, text: bytes) -> ApiError:
 
 def _rank(request: _Request) -> int:
     """With a hundred resources at once the server is the bottleneck: what pods wait for, and what
-    people do, comes before what guards pods or speaks of them.
+    people do, comes before what leads to pods, and that before what guards them or speaks of them.
     """
-    return int(request.kind in {Kind.DISRUPTION_BUDGET, Kind.NETWORK_POLICY, Kind.EVENT})
+    if request.verb == "list":
+        return 0
+    if request.kind in {Kind.DISRUPTION_BUDGET, Kind.NETWORK_POLICY, Kind.EVENT}:
+        return 2
+    return int(request.kind in {Kind.DEPLOYMENT, Kind.SCALER})
 
 
 def _apply(kind: Kind, body: Json, *, subresource: str) -> _Request:
