@@ -14,7 +14,7 @@ from dataclasses import replace
 import aiohttp
 import kopf
 
-from disagg_operator import kopf_quirks, names
+from disagg_operator import collector, kopf_quirks, names
 from disagg_operator.credentials import client_configuration
 from disagg_operator.errors import (
     ApiForbiddenError,
@@ -48,6 +48,7 @@ def main() -> int:
         if settings.log_level > logging.DEBUG:
             # Kopf tells of every watch event; what a pass does is told by our own loop.
             logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+        collector.install()
         asyncio.run(run(settings))
     except LeadershipLostError as error:
         logger.error("%s; ending, so that this process starts anew as a candidate", error)  # noqa: TRY400 - the cause is in the message

@@ -20,7 +20,7 @@ def applied(
         yield Apply(kind=kind, name=name, body=body, reason="missing")
     elif record.intent != body["metadata"]["annotations"][names.ANNOTATION_INTENT]:
         yield Apply(kind=kind, name=name, body=body, reason="the intent changed")
-    elif not holds(record.spec, body["spec"]):
+    elif not holds(record.spec.value, body["spec"]):
         yield Apply(kind=kind, name=name, body=body, reason="somebody changed it")
 
 

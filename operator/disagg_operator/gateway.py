@@ -51,7 +51,8 @@ _BUSY = frozenset({429, 500, 502, 503, 504})
 _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
 _BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
-LIST_LIMIT = 500
+# A page of pods is parsed whole: 100 of them are some 8 MB for a moment.
+LIST_LIMIT = 100
 # The server ends every watch after this, so that one that is alive is never silent for longer, and
 # a dead one is told from a quiet one sooner than by bookmarks (60 s).
 WATCH_S = 30

@@ -11,7 +11,7 @@ from typing import Any
 
 import kopf
 
-from disagg_operator import gateway, names
+from disagg_operator import gateway, kopf_quirks, names
 from disagg_operator.credentials import client_configuration, kopf_credentials
 from disagg_operator.kinds import ObjectReference
 from disagg_operator.loop import ResourceLoop
@@ -27,6 +27,7 @@ _RESOURCE = (names.GROUP, names.VERSION, names.PLURAL)
 def registry_of(runtime: Runtime) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     _register_startup(registry)
+    _register_diet(registry)
     _register_daemon(registry, runtime)
     return registry
 
@@ -71,6 +72,12 @@ def _register_startup(registry: kopf.OperatorRegistry) -> None:
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await kopf_credentials(await client_configuration())
+
+
+def _register_diet(registry: kopf.OperatorRegistry) -> None:
+    @kopf.on.event(*_RESOURCE, id="lighten", registry=registry)
+    async def lighten(body: kopf.Body, **_: Any) -> None:
+        kopf_quirks.lighten(body)
 
 
 def _register_daemon(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:

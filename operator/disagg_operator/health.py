@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from disagg_operator import names
 from disagg_operator.runtime import Runtime
 
 # Longer than all attempts of one request together: a pass this old hangs.
@@ -37,14 +36,11 @@ class Health:
         """Resources that our watch has brought, and kopf's has not."""
         now = self.runtime.clock()
         alone = {
-            metadata["uid"]: f"{metadata['namespace']}/{metadata['name']}"
-            for metadata in (body["metadata"] for body in self.runtime.store.resources())
-            if (metadata["namespace"], metadata["name"]) not in self.runtime.wakeups
+            record.uid: f"{record.namespace}/{record.name}"
+            for record in self.runtime.store.resources()
+            if (record.namespace, record.name) not in self.runtime.wakeups
             # One that is being deleted is no business of ours once our finalizer is off.
-            and (
-                "deletionTimestamp" not in metadata
-                or names.FINALIZER in metadata.get("finalizers", ())
-            )
+            and (record.held or not record.deleting)
         }
         self._alone_since = {uid: self._alone_since.get(uid, now) for uid in alone}
         limit = now - LEFT_ALONE_AFTER_S

@@ -1,7 +1,9 @@
-"""What no setting of kopf leads to: an end for certain."""
+"""What no setting of kopf leads to: light bodies, and an end for certain."""
 
 import asyncio
 from typing import Final
+
+import kopf
 
 CANCEL_AGAIN_S: Final = 5.0
 _WATCHER: Final = "watcher for "  # the name of kopf's task of one kind
@@ -25,3 +27,12 @@ async def cancel_again(*, every_s: float = CANCEL_AGAIN_S) -> None:
         for task in cancelled & before:
             task.cancel()
         before = cancelled
+
+
+def lighten(body: kopf.Body) -> None:
+    """Kopf keeps the newest body of every resource, and looks at its metadata only; the rest, most
+    of it managedFields, was 0.1 MB for each of 200 resources.
+    """
+    body["metadata"].pop("managedFields", None)
+    for part in ("spec", "status"):
+        body.get(part, {}).clear()

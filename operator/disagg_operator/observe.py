@@ -11,6 +11,7 @@ from typing import Any
 
 from disagg_operator import names
 from disagg_operator.kinds import Kind
+from disagg_operator.packed import Packed
 from disagg_transfer.contract import Report
 
 # The kubelet's words for "the image cannot be had".
@@ -102,7 +103,7 @@ class ServiceRecord:
     role: str  # names.ROUTER for the Service that clients use
     revision: str  # of the pods that it leads to
     intent: str
-    spec: Mapping[str, Any]
+    spec: Packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,7 @@ class RouterRecord:
     uid: str
     revision: str
     intent: str
-    spec: Mapping[str, Any]
+    spec: Packed
     desired: int
     ready: int
     settled: bool  # the newest template runs everywhere and nothing else does
@@ -125,7 +126,7 @@ class GuardRecord:
     name: str
     uid: str
     intent: str
-    spec: Mapping[str, Any]
+    spec: Packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +141,18 @@ class ScalerRecord:
     told_generation: int
     told_replicas: int
     told_selector: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceRecord:
+    """A DisaggDeployment; `held` by our finalizer."""
+
+    namespace: str
+    name: str
+    uid: str
+    deleting: bool
+    held: bool
+    body: Packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,7 +321,7 @@ def service_record(body: Mapping[str, Any]) -> ServiceRecord:
         role=role,
         revision=spec.get("selector", {}).get(names.LABEL_REVISION, ""),
         intent=metadata.get("annotations", {}).get(names.ANNOTATION_INTENT, ""),
-        spec=_plain(spec),
+        spec=Packed.of(spec),
     )
 
 
@@ -324,7 +337,7 @@ def router_record(body: Mapping[str, Any]) -> RouterRecord:
         uid=metadata["uid"],
         revision=metadata.get("labels", {}).get(names.LABEL_REVISION, ""),
         intent=metadata.get("annotations", {}).get(names.ANNOTATION_INTENT, ""),
-        spec=_plain(spec),
+        spec=Packed.of(spec),
         desired=desired,
         ready=int(status.get("readyReplicas", 0)),
         settled=current and counts == [desired] * 3,
@@ -338,7 +351,7 @@ def guard_record(body: Mapping[str, Any], *, kind: Kind) -> GuardRecord:
         name=metadata["name"],
         uid=metadata["uid"],
         intent=metadata.get("annotations", {}).get(names.ANNOTATION_INTENT, ""),
-        spec=_plain(body.get("spec", {})),
+        spec=Packed.of(body.get("spec", {})),
     )
 
 
@@ -356,10 +369,14 @@ def scaler_record(body: Mapping[str, Any]) -> ScalerRecord:
     )
 
 
-def _plain(value: Any) -> Any:
-    """A copy in plain dicts and lists: kopf's views keep the whole body alive."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+def resource_record(body: Mapping[str, Any]) -> ResourceRecord:
+    metadata = body["metadata"]
+    lean = {name: item for name, item in metadata.items() if name != "managedFields"}
+    return ResourceRecord(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        deleting="deletionTimestamp" in metadata,
+        held=names.FINALIZER in metadata.get("finalizers", ()),
+        body=Packed.of({**body, "metadata": lean}),
+    )

@@ -95,7 +95,7 @@ def _trimmed(step: Step, revision: str, kept: Kept) -> Iterator[Intent]:
             for group in groups
         }
         body = render.trimmed_router(
-            step.deployment, revision=revision, spec=router.spec, leaders=leaders
+            step.deployment, revision=revision, spec=router.spec.value, leaders=leaders
         )
         changes = list(applied(Kind.DEPLOYMENT, body, step.observed.routers)) if surplus else []
         yield from changes

@@ -38,12 +38,12 @@ class Sight:
 
     def snapshot(self) -> Snapshot | None:
         """None while the resource, or the first list of any kind, has not been brought."""
-        body = self.store.resource(self.resource)
-        if body is None or not self.complete():
+        record = self.store.resource(self.resource)
+        if record is None or not self.complete():
             return None
         owner = self.resource.owner
         return Snapshot(
-            body=body,
+            body=record.body.value,
             pods=self.store.of(owner, Kind.POD),
             services=self.store.of(owner, Kind.SERVICE),
             routers=self.store.of(owner, Kind.DEPLOYMENT),
@@ -53,8 +53,8 @@ class Sight:
 
     def lost(self) -> bool:
         """Whether the resource was brought once, and is gone now or on its way."""
-        body = self.store.resource(self.resource)
-        if body is None:
+        record = self.store.resource(self.resource)
+        if record is None:
             return self._seen
         self._seen = True
-        return bool(body["metadata"].get("deletionTimestamp"))
+        return record.deleting

@@ -1,4 +1,4 @@
-"""What the watches have told: our children as small records, and the resources whole, by owner.
+"""What the watches have told: resources and their children as small records, by owner.
 
 A record is taken and the object dropped: ten thousand pods must fit in memory. Who puts, drops and
 keeps is `watches`, one stream for each kind and namespace, so that nothing here is older than what
@@ -11,9 +11,11 @@ from typing import Any, Final
 
 from disagg_operator.kinds import Kind, ObjectReference
 from disagg_operator.observe import (
+    ResourceRecord,
     guard_record,
     owner_key,
     pod_record,
+    resource_record,
     router_record,
     scaler_record,
     service_record,
@@ -23,10 +25,6 @@ Owner = tuple[str, str]
 Body = Mapping[str, Any]
 
 
-def _resource(body: Body) -> Body:
-    return {**body, "metadata": {**body["metadata"], "managedFields": None}}
-
-
 _RECORD: Final[Mapping[Kind, Callable[[Body], Any]]] = {
     Kind.POD: pod_record,
     Kind.SERVICE: service_record,
@@ -34,7 +32,7 @@ _RECORD: Final[Mapping[Kind, Callable[[Body], Any]]] = {
     Kind.DISRUPTION_BUDGET: partial(guard_record, kind=Kind.DISRUPTION_BUDGET),
     Kind.NETWORK_POLICY: partial(guard_record, kind=Kind.NETWORK_POLICY),
     Kind.SCALER: scaler_record,
-    Kind.RESOURCE: _resource,
+    Kind.RESOURCE: resource_record,
 }
 WATCHED: Final = tuple(_RECORD)
 
@@ -88,13 +86,14 @@ class Store:
             record for kind in kinds for record in self._records[kind].get(owner, {}).values()
         )
 
-    def resource(self, resource: ObjectReference) -> Body | None:
+    def resource(self, resource: ObjectReference) -> ResourceRecord | None:
         """The resource itself, while it is there."""
-        found: Body | None = self._records[Kind.RESOURCE].get(resource.owner, {}).get(resource.uid)
-        return found
+        found = self._records[Kind.RESOURCE].get(resource.owner, {})
+        record: ResourceRecord | None = found.get(resource.uid)
+        return record
 
-    def resources(self) -> list[Body]:
-        return [body for found in self._records[Kind.RESOURCE].values() for body in found.values()]
+    def resources(self) -> list[ResourceRecord]:
+        return [one for found in self._records[Kind.RESOURCE].values() for one in found.values()]
 
     def wake_all(self) -> None:
         for owner in self._records[Kind.RESOURCE]:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import kopf
+
 from disagg_operator import kopf_quirks
 
 
@@ -26,3 +28,12 @@ async def test_a_watcher_that_loses_its_cancellation_is_cancelled_again():
     assert not sound.done()
     for task in (sound, mending):
         task.cancel()
+
+
+def test_a_body_is_light_in_kopfs_hands_too():
+    raw = {
+        "metadata": {"name": "a", "managedFields": [{"manager": "us"}]},
+        "spec": {"model": {"source": "m"}},
+    }
+    kopf_quirks.lighten(kopf.Body(raw))
+    assert raw == {"metadata": {"name": "a"}, "spec": {}}

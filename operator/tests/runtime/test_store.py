@@ -43,7 +43,7 @@ class Desk:
 
     def told(self, owner=TINY):
         return {
-            record.uid: record.spec["minAvailable"]
+            record.uid: record.spec.value["minAvailable"]
             for record in self.store.of(owner, Kind.DISRUPTION_BUDGET)
         }
 
