@@ -3,6 +3,8 @@
 import pytest
 from kubernetes.aio import client
 
+from disagg_operator import names
+
 pytestmark = pytest.mark.api
 
 
@@ -48,3 +50,32 @@ async def test_a_scaler_goes_when_the_number_is_fixed_again(scaled, until):
 
     await until(without, what="no scaler")
     await until(lambda: scaled.decode_is("1/1"), what="one decode group")
+
+
+async def test_a_horizontal_pod_autoscaler_is_followed(scaled, collected):
+    """Kubernetes' own controller: with no metrics to go by it keeps the number within its bounds,
+    by the subresource that it always uses. It looks every 15 s, and for new kinds every 30 s.
+    """
+    autoscaling = client.AutoscalingV2Api(scaled.clients.core.api_client)
+    decode = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.SCALER_KIND,
+        "name": f"{scaled.name}-decode",
+    }
+    bounds = {"minReplicas": 3, "maxReplicas": 4}
+    await autoscaling.create_namespaced_horizontal_pod_autoscaler(
+        scaled.namespace,
+        {"metadata": {"name": "decode"}, "spec": {"scaleTargetRef": decode, **bounds}},
+    )
+
+    def groups(number):
+        async def counted():  # not Ready: nobody answers for the agents of this test for so long
+            return (await scaled.status())["decode"] == f"{number}/{number}"
+
+        return counted
+
+    await collected(groups(3), what="three groups, the least")
+    await autoscaling.patch_namespaced_horizontal_pod_autoscaler(
+        "decode", scaled.namespace, {"spec": {"minReplicas": 1, "maxReplicas": 2}}
+    )
+    await collected(groups(2), what="two groups, the most")
