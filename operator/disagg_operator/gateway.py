@@ -50,6 +50,7 @@ RETRY_AFTER_LIMIT_S = 30.0
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
+_METADATA = f"{_JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
 # A page of pods is parsed whole: 100 of them are some 8 MB for a moment.
 LIST_LIMIT = 100
@@ -69,6 +70,7 @@ class _Request:
     query: Mapping[str, str] = field(default_factory=dict)
     body: Json | None = None
     content_type: str = _JSON
+    accept: str = _JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +121,22 @@ class Gateway:
         return await self._ask(_apply(kind, body, subresource="/status"))
 
     async def create(self, kind: Kind, body: Json) -> Json:
+        """What was asked for, with the metadata that the server gave it: with hundreds of pods at
+        once it has better to do than to send each one back.
+        """
         path = kind.path(body["metadata"]["namespace"])
         query = {"fieldManager": names.FIELD_MANAGER}
         request = _Request(
-            verb="create", method="POST", kind=kind, path=path, query=query, body=body
+            verb="create",
+            method="POST",
+            kind=kind,
+            path=path,
+            query=query,
+            body=body,
+            accept=_METADATA,
         )
-        return await self._ask(request)
+        answer = await self._ask(request)
+        return {**body, "metadata": answer["metadata"]}
 
     async def delete(
         self, kind: Kind, *, namespace: str, name: str, uid: str, force: bool = False
@@ -238,7 +250,7 @@ class Gateway:
         method, url, headers, body, _ = await self._client.param_serialize(
             request.method,
             request.path + query,
-            header_params={"Content-Type": request.content_type, "Accept": _JSON},
+            header_params={"Content-Type": request.content_type, "Accept": request.accept},
             body=request.body,
             auth_settings=["BearerToken"],
         )
@@ -304,11 +316,10 @@ def _rank(request: _Request) -> int:
     """With a hundred resources at once the server is the bottleneck: what pods wait for, and what
     people do, comes before what leads to pods, and that before what guards them or speaks of them.
     """
-    if request.verb == "list":
-        return 0
     if request.kind in {Kind.DISRUPTION_BUDGET, Kind.NETWORK_POLICY, Kind.EVENT}:
-        return 2
-    return int(request.kind in {Kind.DEPLOYMENT, Kind.SCALER})
+        return 2 if request.body else 0
+    labels = (request.body or {}).get("metadata", {}).get("labels", {})
+    return int(labels.get(names.LABEL_ROLE) == names.ROUTER or request.kind is Kind.SCALER)
 
 
 def _apply(kind: Kind, body: Json, *, subresource: str) -> _Request:

@@ -7,6 +7,7 @@ from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
 from disagg_operator import gateway as gateway_module
+from disagg_operator import names
 from disagg_operator.errors import (
     AlreadyExistsError,
     ApiConflictError,
@@ -82,6 +83,48 @@ async def test_apply_is_server_side_and_forced_with_our_manager(gateway, server)
     )
     assert headers["Content-Type"] == "application/apply-patch+yaml"
     assert json.loads(body) == POD
+
+
+async def test_what_is_created_comes_back_without_being_sent_back(gateway, server):
+    server.answers = [lambda: web.json_response({"metadata": {"name": "p", "uid": "u-1"}})]
+    made = await gateway.create(Kind.POD, {**POD, "spec": {"nodeName": "n"}})
+    assert made == {"metadata": {"name": "p", "uid": "u-1"}, "spec": {"nodeName": "n"}}
+    assert "as=PartialObjectMetadata" in server.requests[0][2]["Accept"]
+
+
+async def test_pods_go_before_what_leads_to_them_and_that_before_what_guards_them(
+    server, monkeypatch
+):
+    """In turn, after one that was first; each has waited by then."""
+    monkeypatch.setattr(gateway_module, "CONCURRENCY", 1)
+    came, first, others = asyncio.Event(), asyncio.Event(), []
+
+    async def handle(request):
+        came.set()
+        path = request.path.split("/")
+        others.append(path[path.index("ns") + 1])
+        await first.wait()
+        return fine()
+
+    server.handle = handle
+    router = {"metadata": {**POD["metadata"], "labels": {names.LABEL_ROLE: names.ROUTER}}}
+    async with serving(server) as port:
+        configuration = Configuration(host=f"http://127.0.0.1:{port}")
+        async with Gateway(configuration=configuration, metrics=Metrics()) as gateway:
+            asked = [
+                asyncio.create_task(call)
+                for call in (
+                    gateway.apply(Kind.SERVICE, POD),
+                    gateway.apply(Kind.DISRUPTION_BUDGET, POD),
+                    gateway.apply(Kind.DEPLOYMENT, router),
+                    gateway.apply(Kind.SERVICE, router),
+                    gateway.create(Kind.POD, POD),
+                )
+            ]
+            await asyncio.wait_for(came.wait(), 10)
+            first.set()
+            await asyncio.gather(*asked)
+    assert others == ["services", "pods", "deployments", "services", "poddisruptionbudgets"]
 
 
 async def test_status_goes_to_its_subresource(gateway, server):
