@@ -5,8 +5,6 @@ import base64
 import contextlib
 import copy
 import functools
-import itertools
-import random
 import threading
 import time
 import uuid
@@ -14,24 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import aiohttp
 import pytest
 import yaml
-from aiohttp import web
 from kubernetes.aio import client, config
 
-from disagg_fleet import FaultyApi
+from disagg_fleet import FakeAgent, FakeKubelet, FaultyApi
 from disagg_operator import names
 from disagg_operator.__main__ import assembled, operate
 from disagg_operator.settings import Settings
-from disagg_transfer.contract import HTTP_PORT, PATH_REPORT, report_token
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 KIND = (names.GROUP, names.VERSION)
 DEADLINE_S = 20.0
 STOP_WITHIN_S = 10.0
-# The server is being started again, or refuses a kind that it begins to serve.
-AWAY = (client.ApiException, aiohttp.ClientError)
 # TLS connections finish closing only after aiohttp has closed the session.
 TLS_CLOSE_S = 0.2
 # The garbage collector looks for new kinds only every 30 s.
@@ -47,106 +40,6 @@ async def until(probe, *, what, within_s=DEADLINE_S):
             return found
         assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
         await asyncio.sleep(0.02)
-
-
-class FakeKubelet:
-    """Makes every pod of the namespace run, each with an address of the loopback network."""
-
-    # Other tests on this machine may use other loopback addresses at the same port; those from
-    # 127.64.0.0 on are kwok's.
-    addresses = itertools.count(2)
-    network = f"127.{random.randint(2, 63)}"
-
-    def __init__(self, core, namespace, pod_statuses):
-        self.core, self.namespace, self.statuses = core, namespace, pod_statuses
-        self.paused = False
-
-    async def run(self):
-        while True:
-            with contextlib.suppress(*AWAY):
-                pods = await self.core.list_namespaced_pod(self.namespace)
-                for pod in pods.items:
-                    with contextlib.suppress(client.ApiException):
-                        await self.look_after(pod)
-            await asyncio.sleep(0.05)
-
-    async def look_after(self, pod):
-        waits = pod.status.phase == "Pending" and not pod.metadata.deletion_timestamp
-        if waits and not self.paused:
-            await self.start(pod)
-        elif pod.spec.readiness_gates:
-            await self.follow_gates(pod)
-
-    async def start(self, pod):
-        number = next(self.addresses)
-        spec = {
-            "initContainers": [
-                {"name": c.name, "image": c.image} for c in pod.spec.init_containers or ()
-            ],
-            "containers": [{"name": c.name, "image": c.image} for c in pod.spec.containers],
-        }
-        gates = [{"conditionType": g.condition_type} for g in pod.spec.readiness_gates or ()]
-        status = self.statuses["running"]({"spec": {**spec, "readinessGates": gates}})
-        status["podIP"] = f"{self.network}.{number // 250}.{number % 250 + 1}"
-        status["podIPs"] = [{"ip": status["podIP"]}]
-        await self.core.patch_namespaced_pod_status(
-            pod.metadata.name, self.namespace, {"status": status}
-        )
-
-    async def follow_gates(self, pod):
-        """Ready as the gates are, and scheduled, which the scheduler without a node denies once
-        more after the pod was started.
-        """
-        told = {item.type: item.status for item in pod.status.conditions or ()}
-        gates = [told.get(gate.condition_type) for gate in pod.spec.readiness_gates]
-        ready = "True" if set(gates) == {"True"} else "False"
-        wanted = {"Ready": ready, "PodScheduled": "True"}
-        if any(told.get(kind) not in {None, status} for kind, status in wanted.items()):
-            conditions = [{"type": kind, "status": status} for kind, status in wanted.items()]
-            await self.core.patch_namespaced_pod_status(
-                pod.metadata.name,
-                self.namespace,
-                {"status": {"conditions": conditions}},
-            )
-
-
-class FakeAgent:
-    """Answers /v1/report as an agent does, by long poll; `tell` changes what it says.
-
-    Who shows no token of a key of its `key_file` is refused, as the agent does.
-    """
-
-    def __init__(self, pod, ip, report, key_file):
-        self.pod, self.ip, self.report, self.key_file = pod, ip, report, key_file
-        self.changed = asyncio.Event()
-
-    async def start(self):
-        app = web.Application()
-        app.add_routes([web.get(PATH_REPORT, self.answer)])
-        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self.runner.setup()
-        await web.TCPSite(self.runner, self.ip, HTTP_PORT).start()
-
-    async def stop(self):
-        for site in list(self.runner.sites):
-            await site.stop()
-        for _ in range(3):  # a connection that is being accepted becomes known to the server
-            await asyncio.sleep(0)
-        await self.runner.cleanup()
-
-    async def answer(self, request):
-        keys = [bytes.fromhex(line) for line in self.key_file.decode().split()]
-        if request.headers.get("Authorization") not in {f"Bearer {report_token(k)}" for k in keys}:
-            return web.Response(status=401)
-        if request.query.get("cursor") == str(self.report.cursor):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), float(request.query["wait_s"]))
-        return web.Response(body=self.report.to_json())
-
-    def tell(self, report):
-        self.report = report
-        self.changed.set()
-        self.changed = asyncio.Event()
 
 
 @pytest.fixture(scope="session", name="until")
@@ -187,7 +80,7 @@ async def namespace(clients):
 
 @contextlib.asynccontextmanager
 async def kubelet_of(clients, namespace, pod_statuses):
-    kubelet = FakeKubelet(clients.core, namespace, pod_statuses)
+    kubelet = FakeKubelet(clients.core, namespace, running=pod_statuses["running"])
     task = asyncio.create_task(kubelet.run())
     yield kubelet
     task.cancel()
