@@ -1,6 +1,7 @@
 """Fixtures of the operator's tests: deployments, and a real API server with our CRD."""
 
 import json
+import time
 
 import pytest
 from kubernetes import client, config
@@ -11,6 +12,7 @@ from disagg_operator import names
 from disagg_operator.api.resource import parse_deployment
 from disagg_operator.render import Images
 
+ACCOUNT_S = 30
 IMAGES = Images(agent="agent:1", engine="engine:1", router="router:1")
 
 
@@ -99,3 +101,14 @@ def missing(created, refusal):
         return [word for word in words if word not in message], message
 
     return missing
+
+
+@pytest.fixture(scope="session")
+def await_service_account():
+    def await_service_account(core, namespace):
+        """The controller manager makes it soon after the namespace; without it no pod is admitted."""
+        deadline = time.monotonic() + ACCOUNT_S
+        while not core.list_namespaced_service_account(namespace).items:
+            assert time.monotonic() < deadline, f"{namespace} got no service account in time"
+
+    return await_service_account

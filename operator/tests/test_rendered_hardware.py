@@ -1,6 +1,7 @@
 """What pods ask of their nodes: the profiles, what changes them, and where a group stands."""
 
 import pytest
+from kubernetes import client
 
 from disagg_operator import names, render
 
@@ -141,3 +142,31 @@ def test_engines_use_the_rdma_devices_that_agents_use(made):
     assert env(agent)["DISAGG_NET_DEVICES"] == "mlx5_0:1,mlx5_3:1,eth0"
     _, engine, _ = made(profile="h200", devices=["eth0"])
     assert "NCCL_IB_HCA" not in env(engine)
+
+
+@pytest.mark.api
+@pytest.mark.parametrize("profile", ["h200", "custom"])
+def test_the_server_takes_pods_that_ask_for_everything(api, made, await_service_account, profile):
+    pod, engine, agent = made(
+        profile=profile,
+        nodes=2,
+        rdmaResource="rdma/hca",
+        rdmaDevices=8,
+        hugepages={"size": "2Mi", "amount": "4Gi"},
+        hostNetwork=True,
+        networkInterface="bond0",
+        capabilities=["SYS_RESOURCE"],
+        topology={"key": "rack"},
+    )
+    core = client.CoreV1Api(api)
+    await_service_account(core, "default")
+    answer = core.create_namespaced_pod(
+        "default",
+        {"metadata": {"name": "everything"}, "spec": pod},
+        dry_run="All",
+        field_validation="Strict",
+    )
+    ports = [port for c in (engine, agent) for port in c["ports"]]
+    made_of = [*answer.spec.containers, *answer.spec.init_containers]
+    on_host = {port.host_port for container in made_of for port in container.ports}
+    assert on_host == {port["containerPort"] for port in ports}, "the scheduler keeps them apart"

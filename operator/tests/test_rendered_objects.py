@@ -5,7 +5,6 @@ difference before you commit it.
 """
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from disagg_operator.names import ROLES
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
-ACCOUNT_S = 30
 MODELS = {
     "Pod": models.V1Pod,
     "Service": models.V1Service,
@@ -60,13 +58,6 @@ def objects(deployment, images):
     yield render.router_policy(deployment)
 
 
-def await_service_account(core, namespace):
-    """The controller manager makes it soon after the namespace; without it no pod is admitted."""
-    deadline = time.monotonic() + ACCOUNT_S
-    while not core.list_namespaced_service_account(namespace).items:
-        assert time.monotonic() < deadline, f"{namespace} got no service account in time"
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_becomes_the_checked_in_objects(name, images):
     rendered = yaml.dump_all(
@@ -86,7 +77,7 @@ def test_kubernetes_own_models_know_every_field(name, images):
 
 @pytest.mark.api
 @pytest.mark.parametrize("name", NAMES)
-def test_the_server_takes_every_object(name, images, api):
+def test_the_server_takes_every_object(name, images, api, await_service_account):
     core, apps = client.CoreV1Api(api), client.AppsV1Api(api)
     await_service_account(core, "default")
     creates = {
@@ -102,7 +93,9 @@ def test_the_server_takes_every_object(name, images, api):
 
 
 @pytest.mark.api
-def test_a_namespace_that_enforces_restricted_takes_the_pods_of_the_cpu_profile(images, api):
+def test_a_namespace_that_enforces_restricted_takes_the_pods_of_the_cpu_profile(
+    images, api, await_service_account
+):
     core, name = client.CoreV1Api(api), "restricted"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     core.create_namespace({"metadata": {"name": name, "labels": labels}})
