@@ -141,7 +141,9 @@ async def operate(
     stop: threading.Event | None = None,
     ready: threading.Event | None = None,
 ) -> None:
-    """Until SIGTERM, or until `stop` is set; `ready` is set once everything is watched."""
+    """Until SIGTERM, or until `stop` is set; `ready` is set once kopf watches. Passes begin when our
+    own watches have listed everything.
+    """
     await _until_served(runtime.gateway)
     runtime = await _rooted(runtime)
     namespaces = runtime.settings.namespaces

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Final
 
-from disagg_operator.errors import ApiError, ApiGoneError
+from disagg_operator.errors import ApiError, ApiGoneError, LeadershipLostError
 from disagg_operator.gateway import Gateway
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.pacing import backoff_s
@@ -105,7 +105,7 @@ class Watch:
                 logger.info("%s are listed anew: %s", self.kind.plural, error)
                 self._version = ""
                 await self._pause()
-            except ApiError as error:
+            except (ApiError, LeadershipLostError) as error:  # who holds the Lease ends the work
                 logger.warning("%s are not watched: %s", self.kind.plural, error)
                 await self._pause()
 
@@ -122,8 +122,9 @@ class Watch:
             if not token:
                 break
         self._store.keep(self.kind, uids, namespace=self._namespace)
-        self.listed = True
-        self._on_listed()
+        if not self.listed:
+            self.listed = True
+            self._on_listed()
         version: str = page["metadata"]["resourceVersion"]
         return version
 

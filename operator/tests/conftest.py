@@ -2,14 +2,19 @@
 
 import json
 import time
+from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 from kubernetes import client, config
+from kubernetes.aio.client.configuration import Configuration
 from kubernetes.client.rest import ApiException
 
 from disagg_fleet import fleet
 from disagg_operator import names
 from disagg_operator.api.resource import parse_deployment
+from disagg_operator.gateway import Gateway
+from disagg_operator.metrics import Metrics
 from disagg_operator.render import Images
 
 ACCOUNT_S = 30
@@ -101,6 +106,27 @@ def missing(created, refusal):
         return [word for word in words if word not in message], message
 
     return missing
+
+
+@pytest.fixture(scope="session")
+def gateway_to():
+    """A gateway whose API server answers every request as `server.handle` does."""
+
+    @asynccontextmanager
+    async def gateway_to(server, *, metrics=None):
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", server.handle)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+        try:
+            async with Gateway(configuration=configuration, metrics=metrics or Metrics()) as found:
+                yield found
+        finally:
+            await runner.cleanup()
+
+    return gateway_to
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 import asyncio
 import json
-from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
@@ -45,32 +44,16 @@ class FakeApiServer:
         return self.answers.pop(0)()
 
 
-@asynccontextmanager
-async def serving(server):
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
-
-
 @pytest.fixture
 async def server():
     return FakeApiServer()
 
 
 @pytest.fixture
-async def gateway(server, monkeypatch):
+async def gateway(server, gateway_to, monkeypatch):
     monkeypatch.setattr(gateway_module, "RETRY_BASE_S", 0.001)
-    async with serving(server) as port:
-        configuration = Configuration(host=f"http://127.0.0.1:{port}")
-        async with Gateway(configuration=configuration, metrics=Metrics()) as found:
-            yield found
+    async with gateway_to(server) as found:
+        yield found
 
 
 async def test_apply_is_server_side_and_forced_with_our_manager(gateway, server):
@@ -93,7 +76,7 @@ async def test_what_is_created_comes_back_without_being_sent_back(gateway, serve
 
 
 async def test_pods_go_before_what_leads_to_them_and_that_before_what_guards_them(
-    server, monkeypatch
+    server, gateway_to, monkeypatch
 ):
     """In turn, after one that was first; each has waited by then."""
     monkeypatch.setattr(gateway_module, "CONCURRENCY", 1)
@@ -108,22 +91,20 @@ async def test_pods_go_before_what_leads_to_them_and_that_before_what_guards_the
 
     server.handle = handle
     router = {"metadata": {**POD["metadata"], "labels": {names.LABEL_ROLE: names.ROUTER}}}
-    async with serving(server) as port:
-        configuration = Configuration(host=f"http://127.0.0.1:{port}")
-        async with Gateway(configuration=configuration, metrics=Metrics()) as gateway:
-            asked = [
-                asyncio.create_task(call)
-                for call in (
-                    gateway.apply(Kind.SERVICE, POD),
-                    gateway.apply(Kind.DISRUPTION_BUDGET, POD),
-                    gateway.apply(Kind.DEPLOYMENT, router),
-                    gateway.apply(Kind.SERVICE, router),
-                    gateway.create(Kind.POD, POD),
-                )
-            ]
-            await asyncio.wait_for(came.wait(), 10)
-            first.set()
-            await asyncio.gather(*asked)
+    async with gateway_to(server) as gateway:
+        asked = [
+            asyncio.create_task(call)
+            for call in (
+                gateway.apply(Kind.SERVICE, POD),
+                gateway.apply(Kind.DISRUPTION_BUDGET, POD),
+                gateway.apply(Kind.DEPLOYMENT, router),
+                gateway.apply(Kind.SERVICE, router),
+                gateway.create(Kind.POD, POD),
+            )
+        ]
+        await asyncio.wait_for(came.wait(), 10)
+        first.set()
+        await asyncio.gather(*asked)
     assert others == ["services", "pods", "deployments", "services", "poddisruptionbudgets"]
 
 
@@ -198,14 +179,12 @@ async def test_retry_after_is_obeyed(gateway, server, monkeypatch):
     assert pauses == [7.0]
 
 
-async def test_requests_are_counted_by_verb_and_code(server, monkeypatch):
+async def test_requests_are_counted_by_verb_and_code(server, gateway_to, monkeypatch):
     monkeypatch.setattr(gateway_module, "RETRY_BASE_S", 0.001)
     metrics = Metrics()
     server.answers = [status(503), fine]
-    async with serving(server) as port:
-        configuration = Configuration(host=f"http://127.0.0.1:{port}")
-        async with Gateway(configuration=configuration, metrics=metrics) as gateway:
-            await gateway.create(Kind.POD, POD)
+    async with gateway_to(server, metrics=metrics) as gateway:
+        await gateway.create(Kind.POD, POD)
     assert metrics.requests == {("create", "pods", 503): 1, ("create", "pods", 200): 1}
     text = exposition(metrics)
     assert 'disagg_operator_api_requests_total{verb="create",resource="pods",code="503"} 1' in text

@@ -3,17 +3,13 @@
 import asyncio
 import json
 import time
-from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
-from kubernetes.aio.client.configuration import Configuration
 
 from disagg_operator import gateway as gateway_module
 from disagg_operator import names, watches
-from disagg_operator.gateway import Gateway
 from disagg_operator.kinds import Kind
-from disagg_operator.metrics import Metrics
 from disagg_operator.store import Store
 from disagg_operator.watches import STUCK_AFTER_S, Watches
 
@@ -84,23 +80,11 @@ class FaultyServer:
         return [query["resourceVersion"] for query in self.requests if "watch" in query]
 
 
-@asynccontextmanager
-async def serving(server):
-    app = web.Application()
-    app.router.add_get("/api/v1/services", server.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
-
-
 class Desk:
     def __init__(self, server, gateway):
-        self.server, self.now = server, 0.0
-        self.store = Store(wake=lambda owner: None)
+        self.server, self.gateway, self.now = server, gateway, 0.0
+        self.woken = []
+        self.store = Store(wake=self.woken.append)
         self.watches = Watches(
             gateway=gateway,
             store=self.store,
@@ -112,8 +96,8 @@ class Desk:
     def revisions(self):
         return {record.uid: record.revision for record in self.store.of(OWNER, Kind.SERVICE)}
 
-    async def until(self, probe):
-        deadline = time.monotonic() + WITHIN_S
+    async def until(self, probe, *, within_s=WITHIN_S):
+        deadline = time.monotonic() + within_s
         while not probe():
             assert time.monotonic() < deadline, (self.revisions(), self.server.requests)
             assert not self.running.done(), self.running.exception()
@@ -121,20 +105,18 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(monkeypatch):
+async def desk(gateway_to, monkeypatch):
     for module, name in ((gateway_module, "RETRY_BASE_S"), (watches, "RETRY_BASE_S")):
         monkeypatch.setattr(module, name, 0.001)
     server = FaultyServer()
     server.services = {uid: service(uid) for uid in "abcde"}
-    async with serving(server) as port:
-        configuration = Configuration(host=f"http://127.0.0.1:{port}")
-        async with Gateway(configuration=configuration, metrics=Metrics()) as gateway:
-            found = Desk(server, gateway)
-            async with asyncio.TaskGroup() as group:
-                [found.running] = found.watches.begin(group)
-                await found.until(lambda: found.watches.complete)
-                yield found
-                found.running.cancel()
+    async with gateway_to(server) as gateway:
+        found = Desk(server, gateway)
+        async with asyncio.TaskGroup() as group:
+            [found.running] = found.watches.begin(group)
+            await found.until(lambda: found.watches.complete)
+            yield found
+            found.running.cancel()
 
 
 async def test_a_list_comes_in_pages_and_the_watch_begins_where_it_was_made(desk):
@@ -224,6 +206,27 @@ async def test_a_refused_watch_is_asked_for_again(desk, code):
     await desk.until(lambda: not desk.server.refusals)
     desk.server.say("ADDED", service("f", version=2))
     await desk.until(lambda: "f" in desk.revisions())
+
+
+async def test_who_may_not_lead_any_more_asks_for_nothing_and_the_lease_ends_the_work(desk):
+    desk.gateway.permitted = lambda: False
+    asked = len(desk.server.requests)
+    desk.server.end_watch()
+    with pytest.raises(AssertionError):
+        await desk.until(lambda: len(desk.server.requests) > asked, within_s=0.3)
+    desk.gateway.permitted = lambda: True
+    desk.server.say("ADDED", service("f", version=2))
+    await desk.until(lambda: "f" in desk.revisions())
+
+
+async def test_a_list_that_is_made_anew_wakes_only_whom_it_concerns(desk):
+    desk.store.put(Kind.RESOURCE, {"metadata": {"namespace": "ns", "name": "other", "uid": "r"}})
+    desk.woken.clear()
+    del desk.server.services["c"]
+    desk.server.say("ERROR", {"kind": "Status", "code": 410, "reason": "Expired"})
+    await desk.until(lambda: "c" not in desk.revisions())
+    await desk.until(lambda: len(desk.server.since()) >= 2)
+    assert set(desk.woken) == {OWNER}
 
 
 async def test_a_watch_that_brings_nothing_is_stuck_once_it_had_time_to_heal(desk):
