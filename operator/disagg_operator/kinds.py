@@ -8,6 +8,8 @@ from disagg_operator import names
 
 # A Kubernetes object as JSON; typed only where it is parsed or rendered.
 Json = dict[str, Any]
+# (namespace, name) of a DisaggDeployment: what the labels of its children lead back to.
+Owner = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +21,7 @@ class ObjectReference:
     uid: str
 
     @property
-    def owner(self) -> tuple[str, str]:
-        """What the labels of children lead back to."""
+    def owner(self) -> Owner:
         return (self.namespace, self.name)
 
 

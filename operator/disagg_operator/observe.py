@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from disagg_operator import names
-from disagg_operator.kinds import Kind
+from disagg_operator.kinds import Kind, Owner
 from disagg_operator.packed import Packed
 from disagg_transfer.contract import Report
 
@@ -211,8 +211,8 @@ def _name(record: PodRecord | ServiceRecord | RouterRecord | GuardRecord | Scale
     return record.name
 
 
-def owner_key(body: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(namespace, name) of the DisaggDeployment that an object carries in its label."""
+def owner_key(body: Mapping[str, Any]) -> Owner | None:
+    """Whose child an object is, by its label."""
     metadata = body["metadata"]
     name = metadata.get("labels", {}).get(names.LABEL_DEPLOYMENT)
     return (metadata["namespace"], name) if name else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from disagg_operator.kinds import Owner
 from disagg_operator.observe import AgentView
 from disagg_transfer.contract import (
     HTTP_PORT,
@@ -29,8 +30,6 @@ CONNECT_TIMEOUT_S = 3.0
 # Pause after a failed poll, between these bounds: an agent that restarts is found within a second.
 PAUSE_MIN_S = 0.5
 PAUSE_MAX_S = 1.0
-
-Owner = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from disagg_operator.kinds import Owner
 from disagg_operator.render.routers import METRICS_PORT
-from disagg_operator.reports import Owner, bounded, host
+from disagg_operator.reports import bounded, host
 from disagg_operator.served import Look, answered
 from disagg_transfer.contract import ReportError
 

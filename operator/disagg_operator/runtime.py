@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from disagg_operator.gateway import Gateway
-from disagg_operator.kinds import ObjectReference
+from disagg_operator.kinds import ObjectReference, Owner
 from disagg_operator.metrics import Metrics
 from disagg_operator.render import Images
 from disagg_operator.reports import ReportFeed
 from disagg_operator.root_key import RootKey
 from disagg_operator.router_feed import RouterFeed
 from disagg_operator.settings import Settings
-from disagg_operator.store import Owner, Store
+from disagg_operator.store import Store
 from disagg_operator.watches import Watches
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from disagg_operator.kinds import Kind, ObjectReference
+from disagg_operator.kinds import Kind, ObjectReference, Owner
 from disagg_operator.observe import (
     ResourceRecord,
     guard_record,
@@ -21,7 +21,6 @@ from disagg_operator.observe import (
     service_record,
 )
 
-Owner = tuple[str, str]
 Body = Mapping[str, Any]
 
 

@@ -17,19 +17,13 @@ def on(profile, *, transfer=None, **hardware):
 
 
 ALLOWED = {
-    "hardware of another kind": {
-        "engine": {"type": "custom", "image": "i"},
-        "hardware": {
-            "profile": "custom",
-            "gpuResource": "amd.com/gpu",
-            "rdmaResource": "rdma/hca_shared_devices_a",
-            "sharedMemory": "16Gi",
-            "topology": {"key": "topology.kubernetes.io/zone"},
-        },
-        "roles": {
-            role: {"gpusPerNode": 8, "parallelism": {"tp": 8}} for role in ("prefill", "decode")
-        },
-    },
+    "hardware of another kind": on(
+        "custom",
+        gpuResource="amd.com/gpu",
+        rdmaResource="rdma/hca_shared_devices_a",
+        sharedMemory="16Gi",
+        topology={"key": "topology.kubernetes.io/zone"},
+    ),
     "what RDMA takes on H200": on(
         "h200",
         rdmaDevices=8,
@@ -50,7 +44,7 @@ REFUSED = {
     ),
     "products of GPUs without GPUs": (
         {"hardware": {"gpuProducts": ["NVIDIA-H200"]}},
-        ["gpuProducts", "are for GPUs"],
+        ["gpuProducts are for GPUs"],
     ),
     "a device that is no extended resource": (
         {"hardware": {"profile": "h200", "gpuResource": "gpu"}},

@@ -12,7 +12,7 @@ _FOR_GPUS = (
     "hugepages",
     "networkInterface",
 )
-_LISTS_FOR_GPUS = ("gpuProducts", "capabilities")
+_LISTS_FOR_GPUS = ("capabilities", "gpuProducts")
 _NO_RDMA = "self.hardware.profile == 'custom' && !has(self.hardware.rdmaResource)"
 
 HARDWARE_RULES = (
@@ -25,8 +25,8 @@ HARDWARE_RULES = (
                 "!self.hardware.hostNetwork",
             )
         ),
-        f"hardware: {', '.join((*_FOR_GPUS, *_LISTS_FOR_GPUS))} and hostNetwork are for GPUs: leave them out with"
-        " hardware.profile cpu, or set it to h200 or custom",
+        f"hardware: {', '.join((*_FOR_GPUS, 'hostNetwork'))}, {' and '.join(_LISTS_FOR_GPUS)} are for"
+        " GPUs: leave them out with hardware.profile cpu, or set it to h200 or custom",
     ),
     rule(
         f"!({_NO_RDMA}) || !has(self.hardware.rdmaDevices)",

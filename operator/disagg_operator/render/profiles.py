@@ -86,8 +86,8 @@ def _accelerated(hardware: HardwareSpec, role: RoleSpec, transfer: TransferSpec)
     rdma = hardware.rdma_resource or (_RDMA if is_h200 else "")
     devices: dict[str, int | str] = {rdma: hardware.rdma_devices or 1} if rdma else {}
     products = hardware.gpu_products or (_PRODUCTS if is_h200 else ())
-    # A device plugin gives a whole GPU to one container; only a claim can be shared.
     pages = _hugepages(hardware.hugepages)
+    # A device plugin gives a whole GPU to one container; only a claim can be shared.
     engine = {**pages, **({} if gpu_claim else {gpu: role.gpus_per_node})}
     if role.nodes_per_replica > 1:
         engine |= devices
