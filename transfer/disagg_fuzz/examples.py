@@ -5,7 +5,7 @@ from dataclasses import is_dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from disagg_transfer.codec import Between
+import msgspec
 
 _SCALARS: dict[type, Any] = {bool: True, int: 1, float: 1.5, str: "x", bytes: b"x"}
 
@@ -26,13 +26,15 @@ def example(hint: Any) -> Any:
 
 
 def _of_class(kind: type) -> Any:
-    if is_dataclass(kind):
+    if is_dataclass(kind) or issubclass(kind, msgspec.Struct):
         hints = get_type_hints(kind, include_extras=True)
         return kind(**{name: example(hint) for name, hint in hints.items()})
     return next(iter(kind)) if issubclass(kind, StrEnum) else _SCALARS[kind]
 
 
-def _sized(value: Any, limit: Between) -> Any:
+def _sized(value: Any, limit: msgspec.Meta) -> Any:
     if isinstance(value, int):
-        return max(value, limit.low)
-    return value * max(limit.low, 1) if isinstance(value, str | bytes | tuple) else value
+        return max(value, limit.ge or 0)
+    return (
+        value * max(limit.min_length or 0, 1) if isinstance(value, str | bytes | tuple) else value
+    )

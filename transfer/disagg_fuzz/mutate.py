@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Final
 
-import msgpack
+import msgspec
 
 MAX_BYTES: Final = 4 << 20  # no frame is longer, so no input need be
 _DEPTHS: Final = (3, 900, 1100, 100_000)
@@ -61,10 +61,13 @@ def _stranger(rng: Random, _data: bytes) -> bytes:
 
 def _reworded(rng: Random, data: bytes) -> bytes:
     """Parsed, one value anywhere in it exchanged, and written again."""
-    for load, dump in ((msgpack.unpackb, msgpack.packb), (json.loads, _to_json)):
+    for load, dump in (
+        (msgspec.msgpack.decode, msgspec.msgpack.encode),
+        (json.loads, _to_json),
+    ):
         try:
             value = load(data)
-        except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
+        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
             continue
         try:
             written: bytes = dump(_exchanged(rng, value))

@@ -4,23 +4,32 @@ A call is answered by its number, a Stream as often as chunks are ready. A word 
 GiveBack, CloseStream) is not answered: what it leads to is told in the answer to a later call.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
-from disagg_transfer.codec import Aux, Between, Codec, Count, Name, Room, Text
+from disagg_transfer.codec import (
+    Aux,
+    Codec,
+    Count,
+    Message,
+    Name,
+    Record,
+    Room,
+    Text,
+    sized,
+    within,
+)
 from disagg_transfer.contract import Cause, Stage
 from disagg_transfer.protocol import MAX_NODES, MAX_RANKS, Rank
 
-ENGINE_PROTOCOL: Final = 2
+ENGINE_PROTOCOL: Final = 3
 MAX_ENGINE_FRAME_BYTES: Final = 4 << 20
 
-Millis = Annotated[int, Between(0, 24 * 3600 * 1000)]
-Sizes = Annotated[tuple[Count, ...], Between(1, 4096)]
-Items = Annotated[dict[Name, Count], Between(0, 256)]  # by component
+Millis = Annotated[int, within(0, 24 * 3600 * 1000)]
+Sizes = Annotated[tuple[Count, ...], sized(1, 4096)]
+Items = Annotated[dict[Name, Count], sized(0, 256)]  # by component
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisteredComponent:
+class RegisteredComponent(Record, frozen=True, kw_only=True):
     name: Name
     state_type: Name
     item_bytes: Count
@@ -29,8 +38,7 @@ class RegisteredComponent:
     page_size: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Register:
+class Register(Message, frozen=True, kw_only=True):
     """`instance` names the engine's process."""
 
     call: Count
@@ -40,21 +48,19 @@ class Register:
     page_size: Count
     instance: Name
     rank: Rank
-    ranks: Annotated[int, Between(1, MAX_RANKS * MAX_NODES)]  # tensor parallel, of all its pods
-    components: Annotated[tuple[RegisteredComponent, ...], Between(0, 256)]
+    ranks: Annotated[int, within(1, MAX_RANKS * MAX_NODES)]  # tensor parallel, of all its pods
+    components: Annotated[tuple[RegisteredComponent, ...], sized(0, 256)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begin:
+class Begin(Message, frozen=True, kw_only=True):
     """Answered by Reserved, with extents of these sizes where they are free at once, or none."""
 
     call: Count
     room: Room
-    sizes: Annotated[tuple[Count, ...], Between(0, 4096)]
+    sizes: Annotated[tuple[Count, ...], sized(0, 4096)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reserve:
+class Reserve(Message, frozen=True, kw_only=True):
     """Extents of these sizes, all or none."""
 
     call: Count
@@ -63,8 +69,7 @@ class Reserve:
     timeout_ms: Millis
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OfferPayload:
+class OfferPayload(Message, frozen=True, kw_only=True):
     room: Room
     component: Name
     extent: Count
@@ -75,21 +80,18 @@ class OfferPayload:
     aux: Aux
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskWanted:
+class AskWanted(Message, frozen=True, kw_only=True):
     call: Count
     room: Room
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AwaitRelease:
+class AwaitRelease(Message, frozen=True, kw_only=True):
     call: Count
     room: Room
     timeout_ms: Millis
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Abort:
+class Abort(Message, frozen=True, kw_only=True):
     """`stopped`: no view of the room is touched any more; else its own thread says so later."""
 
     call: Count
@@ -98,8 +100,7 @@ class Abort:
     detail: Text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refuse:
+class Refuse(Message, frozen=True, kw_only=True):
     """The engine does not take its copy of the request up: no Begin, no Pull."""
 
     call: Count
@@ -108,8 +109,7 @@ class Refuse:
     detail: Text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stream:
+class Stream(Message, frozen=True, kw_only=True):
     """Chunks as they land; its call number names it from then on."""
 
     call: Count
@@ -119,40 +119,35 @@ class Stream:
     have: Items
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GiveBack:
+class GiveBack(Message, frozen=True, kw_only=True):
     """These extents are scattered."""
 
     stream: Count
-    extents: Annotated[tuple[Count, ...], Between(1, 1 << 16)]
+    extents: Annotated[tuple[Count, ...], sized(1, 1 << 16)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloseStream:
+class CloseStream(Message, frozen=True, kw_only=True):
     """It has failed, or is left before its end; no chunk of it is touched any more."""
 
     stream: Count
     detail: Text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseStream:
+class ReleaseStream(Message, frozen=True, kw_only=True):
     """Everything is scattered."""
 
     call: Count
     stream: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuMemory:
+class GpuMemory(Record, frozen=True, kw_only=True):
     """Where an arena on a GPU is, and the handle by which another process opens it."""
 
     uuid: Name
-    handle: Annotated[bytes, Between(64, 64)]
+    handle: Annotated[bytes, sized(64, 64)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
+class Registered(Message, frozen=True, kw_only=True):
     """Beside this frame travel the descriptors (SCM_RIGHTS) of the arena, where that is in host
     memory, and of its lifeline.
     """
@@ -163,8 +158,7 @@ class Registered:
     gpu: GpuMemory | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
+class Rejected(Message, frozen=True, kw_only=True):
     """The registration is refused."""
 
     call: Count
@@ -172,32 +166,27 @@ class Rejected:
     detail: Text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class Done(Message, frozen=True, kw_only=True):
     call: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReservedExtent:
+class ReservedExtent(Record, frozen=True, kw_only=True):
     extent: Count
     offset: Count
     nbytes: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reserved:
+class Reserved(Message, frozen=True, kw_only=True):
     call: Count
-    extents: Annotated[tuple[ReservedExtent, ...], Between(0, 4096)]
+    extents: Annotated[tuple[ReservedExtent, ...], sized(0, 4096)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(Message, frozen=True, kw_only=True):
     call: Count
     have: Items
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArrivedChunk:
+class ArrivedChunk(Record, frozen=True, kw_only=True):
     component: Name
     source: Rank  # of prefill
     first: Count
@@ -208,20 +197,18 @@ class ArrivedChunk:
     nbytes: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrived:
+class Arrived(Message, frozen=True, kw_only=True):
     """Chunks that are in the arena and whole; with `ended` the request is, too."""
 
     call: Count
-    chunks: Annotated[tuple[ArrivedChunk, ...], Between(0, 1 << 16)]
+    chunks: Annotated[tuple[ArrivedChunk, ...], sized(0, 1 << 16)]
     ended: bool
     aux: Aux
     prefill_pod: Text
     prefill_ranks: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class Refused(Message, frozen=True, kw_only=True):
     """The call's request has failed."""
 
     call: Count

@@ -20,22 +20,34 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from disagg_transfer.canary import MAX_SAMPLE_BYTES
-from disagg_transfer.codec import LENGTH, Aux, Between, Codec, Count, Name, Room, Text
+from disagg_transfer.codec import (
+    LENGTH,
+    Aux,
+    Codec,
+    Count,
+    Message,
+    Name,
+    Record,
+    Room,
+    Text,
+    sized,
+    within,
+)
 from disagg_transfer.contract import Cause, Role, Stage
 from disagg_transfer.errors import AuthenticationError, WireError
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_HANDSHAKE_BYTES: Final = 4096  # a stranger can make us hold no more than this
 MAX_FRAME_BYTES: Final = 4 << 20
 MAC_BYTES: Final = 16
 MAX_RANKS: Final = 64  # of one pod
 MAX_NODES: Final = 1024  # of one group
 
-Nonce = Annotated[bytes, Between(32, 32)]
-KeyId = Annotated[bytes, Between(8, 8)]
-RequestId = Annotated[bytes, Between(16, 16)]
-Index = Annotated[int, Between(0, (1 << 20) - 1)]  # offers of one request
-Rank = Annotated[int, Between(0, MAX_RANKS * MAX_NODES - 1)]
+Nonce = Annotated[bytes, sized(32, 32)]
+KeyId = Annotated[bytes, sized(8, 8)]
+RequestId = Annotated[bytes, sized(16, 16)]
+Index = Annotated[int, within(0, (1 << 20) - 1)]  # offers of one request
+Rank = Annotated[int, within(0, MAX_RANKS * MAX_NODES - 1)]
 _RANKS: Final = struct.Struct("!HH")
 HEAD_BYTES: Final = MAC_BYTES + _RANKS.size  # before every message
 
@@ -51,8 +63,7 @@ class RankPair:
 WHOLE_POD: Final = RankPair(prefill=0, decode=0)  # of messages that are of no one pair
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(Record, frozen=True, kw_only=True):
     namespace: Name
     deployment: Name
     revision: Name
@@ -60,8 +71,8 @@ class Identity:
     pod: Name
     incarnation: Name
     group: Name
-    node: Annotated[int, Between(0, MAX_NODES - 1)]  # of the pod in its group
-    ranks: Annotated[int, Between(1, MAX_RANKS)]  # engine ranks of this pod, as of every pod of it
+    node: Annotated[int, within(0, MAX_NODES - 1)]  # of the pod in its group
+    ranks: Annotated[int, within(1, MAX_RANKS)]  # engine ranks of this pod, as of every pod of it
 
     @property
     def held(self) -> range:
@@ -69,29 +80,25 @@ class Identity:
         return range(self.node * self.ranks, (self.node + 1) * self.ranks)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
+class Hello(Message, frozen=True, kw_only=True):
     protocol: Count
     identity: Identity
     nonce: Nonce
-    keys: Annotated[tuple[KeyId, ...], Between(1, 2)]
+    keys: Annotated[tuple[KeyId, ...], sized(1, 2)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Welcome:
+class Welcome(Message, frozen=True, kw_only=True):
     protocol: Count
     identity: Identity
     nonce: Nonce
-    proof: Annotated[bytes, Between(0, 32)]
+    proof: Annotated[bytes, sized(0, 32)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    proof: Annotated[bytes, Between(32, 32)]
+class Proof(Message, frozen=True, kw_only=True):
+    proof: Annotated[bytes, sized(32, 32)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComponentLayout:
+class ComponentLayout(Record, frozen=True, kw_only=True):
     name: Name
     state_type: Name
     type_version: Count
@@ -101,35 +108,31 @@ class ComponentLayout:
     page_size: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fingerprint:
+class Fingerprint(Record, frozen=True, kw_only=True):
     model: Name
     page_size: Count
-    ranks: Annotated[int, Between(1, MAX_RANKS * MAX_NODES)]  # tensor parallel, of the whole group
-    components: Annotated[tuple[ComponentLayout, ...], Between(0, 256)]
+    ranks: Annotated[int, within(1, MAX_RANKS * MAX_NODES)]  # tensor parallel, of the whole group
+    components: Annotated[tuple[ComponentLayout, ...], sized(0, 256)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class Layout(Message, frozen=True, kw_only=True):
     """Said when an engine registers. Offers are offsets into [arena_base, +arena_bytes)."""
 
     rank: Rank
     epoch: Count
     fingerprint: Fingerprint
     fabric_name: Name
-    fabric_metadata: Annotated[bytes, Between(0, 1 << 20)]
-    arena_base: Annotated[int, Between(0, 2**64 - 1)]
+    fabric_metadata: Annotated[bytes, sized(0, 1 << 20)]
+    arena_base: Annotated[int, within(0, 2**63 - 1)]
     arena_bytes: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineGone:
+class EngineGone(Message, frozen=True, kw_only=True):
     rank: Rank
     epoch: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Want:
+class Want(Message, frozen=True, kw_only=True):
     """Decode claims a room of the engine registration `epoch`; `request` names this claim.
 
     `have` says how many leading items of a component it holds already; none where it is not named.
@@ -138,11 +141,10 @@ class Want:
     room: Room
     request: RequestId
     epoch: Count
-    have: Annotated[dict[Name, Count], Between(0, 256)]
+    have: Annotated[dict[Name, Count], sized(0, 256)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
+class Offer(Message, frozen=True, kw_only=True):
     """One chunk: items [first, first + items) of a component, laid out [tensor][item][bytes].
 
     `index` counts the request's offers, so `last` tells how many there are; `chunk` counts the
@@ -161,12 +163,11 @@ class Offer:
     final: bool
     offset: Count
     nbytes: Count
-    digest: Annotated[bytes, Between(0, 16)]
+    digest: Annotated[bytes, sized(0, 16)]
     aux: Aux
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pulled:
+class Pulled(Message, frozen=True, kw_only=True):
     """The chunk of this offer is in decode's arena and whole; others are not yet."""
 
     room: Room
@@ -174,8 +175,7 @@ class Pulled:
     index: Index
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Landed:
+class Landed(Message, frozen=True, kw_only=True):
     """Every byte is in decode's arena; with `confirm` it asks whether the lease held all along.
 
     Where every chunk's digest was checked it need not ask: what landed is what was offered.
@@ -186,24 +186,21 @@ class Landed:
     confirm: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confirmed:
+class Confirmed(Message, frozen=True, kw_only=True):
     """The lease held: what landed is what was offered."""
 
     room: Room
     request: RequestId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class Release(Message, frozen=True, kw_only=True):
     """Decode's engine has scattered it."""
 
     room: Room
     request: RequestId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class Failed(Message, frozen=True, kw_only=True):
     room: Room
     request: RequestId | None  # None: the sender gives up a room that it never claimed
     cause: Cause
@@ -213,53 +210,46 @@ class Failed:
     detail: Text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holds:
+class Holds(Message, frozen=True, kw_only=True):
     """The sender holds this key too: what keeps a session when the key it began with goes."""
 
     key: KeyId
-    proof: Annotated[bytes, Between(32, 32)]
+    proof: Annotated[bytes, sized(32, 32)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleWanted:
+class SampleWanted(Message, frozen=True, kw_only=True):
     """Decode asks for known bytes to pull: `pattern(seed, nbytes)`, outside of any request."""
 
     number: Count
     seed: RequestId
-    nbytes: Annotated[int, Between(1, MAX_SAMPLE_BYTES)]
+    nbytes: Annotated[int, within(1, MAX_SAMPLE_BYTES)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleReady:
+class SampleReady(Message, frozen=True, kw_only=True):
     number: Count
     offset: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRefused:
+class SampleRefused(Message, frozen=True, kw_only=True):
     """The arena has better things to do; ask again later."""
 
     number: Count
     detail: Text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleDone:
+class SampleDone(Message, frozen=True, kw_only=True):
     """Decode reads it no more."""
 
     number: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodePods:
+class DecodePods(Message, frozen=True, kw_only=True):
     """Prefill tells every decode pod which others there are, so that all choose the same pairs."""
 
-    pods: Annotated[tuple[Name, ...], Between(0, 4096)]
+    pods: Annotated[tuple[Name, ...], sized(0, 4096)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ping:
+class Ping(Message, frozen=True, kw_only=True):
     pass
 
 

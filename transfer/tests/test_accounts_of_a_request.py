@@ -1,12 +1,13 @@
 """The ledger: complete means every component, tiled exactly, once, and nothing else."""
 
+import dataclasses
 import itertools
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from disagg_transfer.accounting import Ledger, Part
 from disagg_transfer.protocol import Offer
@@ -200,7 +201,7 @@ def test_nothing_may_follow_the_last_offer():
 
 
 def held(have):
-    return {"kv": replace(PARTS["kv"], have=have)}
+    return {"kv": dataclasses.replace(PARTS["kv"], have=have)}
 
 
 def test_what_decode_has_need_not_be_offered():

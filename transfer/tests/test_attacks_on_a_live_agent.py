@@ -1,7 +1,6 @@
 """Strangers at every door of real agents: refused, few at a time, counted; requests go on beside."""
 
 import contextlib
-import dataclasses
 import os
 import socket
 import struct
@@ -13,6 +12,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from disagg_fuzz.examples import example
 from disagg_transfer.client import TransferFailed
@@ -142,8 +142,8 @@ def test_a_handshake_drop_by_drop_ends_at_its_deadline(pair, traffic, kit):
 def hello_of(role, **identity):
     us = {"namespace": "local", "deployment": "local", "revision": "r1", "pod": "y", "role": role}
     plain = example(Hello)
-    us = dataclasses.replace(plain.identity, **{**us, **identity})
-    return dataclasses.replace(plain, protocol=PROTOCOL_VERSION, identity=us, nonce=os.urandom(32))
+    us = replace(plain.identity, **{**us, **identity})
+    return replace(plain, protocol=PROTOCOL_VERSION, identity=us, nonce=os.urandom(32))
 
 
 def shakes_hands(port, *, meanwhile=lambda: None, **identity):

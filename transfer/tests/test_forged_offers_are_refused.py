@@ -6,10 +6,10 @@ The peer is a fake on purpose: it holds the deployment's key and says what no ag
 import asyncio
 import os
 import threading
-from dataclasses import replace
 
 import pytest
 import xxhash
+from msgspec.structs import replace
 
 from disagg_transfer.agent.frames import accepting
 from disagg_transfer.agent.session import fabric_name, receive

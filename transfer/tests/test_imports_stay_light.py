@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("disagg_transfer.contract", {"msgpack", "numpy", "aiohttp", "disagg_transfer.errors"}),
+        ("disagg_transfer.contract", {"msgspec", "numpy", "aiohttp", "disagg_transfer.errors"}),
         ("disagg_transfer.client", {"numpy", "torch", "aiohttp", "xxhash", "nixl_cu13"}),
         ("disagg_transfer.agent.core", {"torch", "kopf", "kubernetes", "nixl"}),
     ],

@@ -1,9 +1,9 @@
 """Pure parts: fingerprints and stage clocks."""
 
-import dataclasses
 import re
 
 import pytest
+from msgspec.structs import replace
 
 from disagg_transfer.contract import Stage
 from disagg_transfer.deadlines import StageClocks, Timeouts, overdue
@@ -19,12 +19,12 @@ KV = ComponentLayout(
     dtype="float32",
     page_size=16,
 )
-MAMBA = dataclasses.replace(KV, name="mamba", state_type="mamba", page_size=0)
+MAMBA = replace(KV, name="mamba", state_type="mamba", page_size=0)
 BOTH = Fingerprint(model="m", page_size=16, ranks=1, components=(KV, MAMBA))
 
 
 def test_equal_layouts_have_no_difference():
-    turned = dataclasses.replace(BOTH, components=(MAMBA, KV))
+    turned = replace(BOTH, components=(MAMBA, KV))
     assert compare(BOTH, BOTH) == compare(BOTH, turned) == ()
 
 
@@ -40,8 +40,8 @@ def test_equal_layouts_have_no_difference():
     ],
 )
 def test_a_component_that_differs_is_named_with_both_values(field, value, name):
-    other = dataclasses.replace(KV, **{field: value})
-    (difference,) = compare(BOTH, dataclasses.replace(BOTH, components=(other, MAMBA)))
+    other = replace(KV, **{field: value})
+    (difference,) = compare(BOTH, replace(BOTH, components=(other, MAMBA)))
     assert difference.field == f"components[kv].{name}"
     assert (difference.prefill, difference.decode) == (str(getattr(KV, field)), str(value))
 
@@ -59,10 +59,10 @@ def test_every_difference_is_listed():
 def ranked(ranks, **item_bytes):
     """A layout of so many ranks, whose components have items of so many bytes."""
     parts = tuple(
-        dataclasses.replace(KV, name=name, state_type=name, item_bytes=size)
+        replace(KV, name=name, state_type=name, item_bytes=size)
         for name, size in item_bytes.items()
     )
-    return dataclasses.replace(BOTH, ranks=ranks, components=parts)
+    return replace(BOTH, ranks=ranks, components=parts)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Engines and peers that are let in and then talk nonsense harm nobody but themselves."""
 
 import contextlib
-import dataclasses
 import os
 import socket
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from disagg_fuzz.examples import example
 from disagg_fuzz.mutate import mutate
@@ -31,10 +31,10 @@ FRAMES = 300
 
 
 def registration(role):
-    part = dataclasses.replace(example(RegisteredComponent), state_type="kv")
+    part = replace(example(RegisteredComponent), state_type="kv")
     changes = {"protocol": ENGINE_PROTOCOL, "role": role, "components": (part,)}
     first = {"rank": 0} if hasattr(Register, "rank") else {}
-    return CALLS.encode(dataclasses.replace(example(Register), **changes, **first))
+    return CALLS.encode(replace(example(Register), **changes, **first))
 
 
 def registered(agent, role):
@@ -81,7 +81,7 @@ KEY = b"local key for tests only"
 
 def hello_of(role):
     mine = {"namespace": "local", "deployment": "local", "revision": "r1", "pod": "evil"}
-    identity = dataclasses.replace(example(Hello).identity, **mine, role=role)
+    identity = replace(example(Hello).identity, **mine, role=role)
     return Hello(
         protocol=PROTOCOL_VERSION, identity=identity, nonce=os.urandom(32), keys=(key_id(KEY),)
     )
@@ -112,7 +112,7 @@ def accepted(door):
         proof=b"",
     )
     script = Transcript(hello=hello, welcome=bare)
-    proved = dataclasses.replace(bare, proof=script.derive(KEY, b"listener"))
+    proved = replace(bare, proof=script.derive(KEY, b"listener"))
     door.sendall(frame(HANDSHAKE.encode(proved)))
     read_frame(door)
     return Seal(script.derive(KEY, b"listener to dialer"))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,8 +11,9 @@ from disagg_fuzz.hunt import watch
 from disagg_fuzz.mutate import mutate
 from disagg_fuzz.targets import TARGETS
 from disagg_transfer.contract import ReportError, parse_report
+from disagg_transfer.engine_messages import CALLS
 from disagg_transfer.errors import WireError
-from disagg_transfer.protocol import HANDSHAKE
+from disagg_transfer.protocol import HANDSHAKE, SESSION
 
 CORPUS = Path(__file__).parent / "corpus"
 BY_NAME = {target.name: target for target in TARGETS}
@@ -40,10 +42,30 @@ def test_valid_bytes_made_wrong_are_taken_or_refused(target, rng, data):
 
 def test_lists_that_are_announced_and_do_not_follow_are_not_built():
     bomb = (CORPUS / "handshake" / "nested-lists.bin").read_bytes()
-    with pytest.raises(WireError, match="not msgpack"):
+    with pytest.raises(WireError, match="no message: Expected `object`, got `array`"):
         HANDSHAKE.decode(bomb)
-    wide = b"\xdc\xff\xff" * 900  # shorter than the longest list that an engine's call has
-    assert watch(BY_NAME["calls"], wide) is None
+
+
+@pytest.mark.parametrize("kind", ["list", "map", "bytes", "text"])
+@pytest.mark.parametrize(
+    ("codec", "message", "field"),
+    [
+        (CALLS, "GiveBack", "extents"),
+        (CALLS, "Stream", "expect"),
+        (CALLS, "OfferPayload", "aux"),
+        (CALLS, "CloseStream", "detail"),
+        (SESSION, "DecodePods", "pods"),
+    ],
+)
+def test_what_a_field_announces_and_does_not_bring_is_not_made_room_for(
+    codec, message, field, kind
+):
+    heads = {"list": b"\xdd", "map": b"\xdf", "bytes": b"\xc6", "text": b"\xdb"}
+    words = [msgspec.msgpack.encode(word) for word in ("type", message, field)]
+    bomb = b"".join((b"\x82", *words, heads[kind], b"\xff" * 4))
+    with pytest.raises(WireError):
+        codec.decode(bomb)
+    assert watch(BY_NAME["calls" if codec is CALLS else "session"], bomb) is None
 
 
 @pytest.mark.parametrize(

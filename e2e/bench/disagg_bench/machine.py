@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any, Final
 
-_PACKAGES: Final = ("nixl", "torch", "numpy", "xxhash", "msgpack")
+_PACKAGES: Final = ("nixl", "torch", "numpy", "xxhash", "msgspec")
 
 
 def machine_facts() -> dict[str, Any]:

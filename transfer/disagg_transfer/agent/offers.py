@@ -1,8 +1,9 @@
 """A prefill engine's offers on their way to decode: checked, sealed, said in order, taken back."""
 
 import asyncio
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from disagg_transfer.agent.faults import Faults
 from disagg_transfer.agent.lease import Claim, Held, Lease, Tally
