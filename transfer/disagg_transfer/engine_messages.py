@@ -1,7 +1,8 @@
 """What an engine and its agent say on the unix socket.
 
 A call is answered by its number, a Stream as often as chunks are ready. A word (OfferPayload,
-GiveBack, CloseStream) is not answered: what it leads to is told in the answer to a later call.
+GiveBack, CloseStream, ReleaseStream) is not answered: what it leads to is told in the answer to a
+later call, and by when a request must be released in the last answer to its Stream.
 """
 
 from typing import Annotated, Final
@@ -134,9 +135,8 @@ class CloseStream(Message, frozen=True, kw_only=True):
 
 
 class ReleaseStream(Message, frozen=True, kw_only=True):
-    """Everything is scattered."""
+    """Everything is scattered, in time."""
 
-    call: Count
     stream: Count
 
 
@@ -198,11 +198,16 @@ class ArrivedChunk(Record, frozen=True, kw_only=True):
 
 
 class Arrived(Message, frozen=True, kw_only=True):
-    """Chunks that are in the arena and whole; with `ended` the request is, too."""
+    """Chunks that are in the arena and whole; with `ended` the request is, too.
+
+    `release_by` is of the machine's monotonic clock, in milliseconds: after it the request may have
+    failed for being late, and counts for nothing.
+    """
 
     call: Count
     chunks: Annotated[tuple[ArrivedChunk, ...], sized(0, 1 << 16)]
     ended: bool
+    release_by: Count
     aux: Aux
     prefill_pod: Text
     prefill_ranks: Count
@@ -220,13 +225,11 @@ class Refused(Message, frozen=True, kw_only=True):
     peer_pod: Text
 
 
-Word = OfferPayload | GiveBack | CloseStream
-Call = (
-    Register | Begin | Reserve | AskWanted | AwaitRelease | Abort | Refuse | Stream | ReleaseStream
-)
+Word = OfferPayload | GiveBack | CloseStream | ReleaseStream
+Call = Register | Begin | Reserve | AskWanted | AwaitRelease | Abort | Refuse | Stream
 Answer = Registered | Rejected | Done | Reserved | Wanted | Arrived | Refused
 
-WORDS: Final = (OfferPayload, GiveBack, CloseStream)
+WORDS: Final = (OfferPayload, GiveBack, CloseStream, ReleaseStream)
 CALLS: Final = Codec(
     (
         Register,
@@ -237,7 +240,6 @@ CALLS: Final = Codec(
         Abort,
         Refuse,
         Stream,
-        ReleaseStream,
         *WORDS,
     ),
 )

@@ -282,3 +282,58 @@ def test_a_full_arena_says_so(pair, rooms):
 def test_a_fault_on_an_unknown_state_type_names_the_known_ones(pair):
     with pytest.raises(SettingsError, match=r"known: .*kv, mamba, .*nsa .alias dsa., .*swa"):
         pair.prefill.fault("zero", "conv")
+
+
+def test_what_another_thread_has_cancelled_is_not_released(pair, rooms):
+    room = next(rooms)
+    pair.offer(room, pair.payloads())
+    pair.pull(room)
+    pair.d.cancel(room, "the client hung up")
+    with pytest.raises(TransferFailed, match=r"Aborted.*the client hung up"):
+        pair.d.release(room)
+    with pytest.raises(TransferFailed, match=r"Aborted.*the client hung up"):
+        pair.p.wait_released(room, 5)
+    pair.round_trip(room)  # of the next request of that number nothing is left
+
+
+def test_a_stream_released_before_it_has_arrived_fails(pair, rooms, kit):
+    room = next(rooms)
+    pair.p.begin(room)
+    with pair.d.stream(room, peer=pair.peer, expect=pair.items) as stream:
+        kit.until(lambda: pair.leased(room))
+        with pytest.raises(TransferFailed, match="released before its last chunk was taken"):
+            stream.release()
+    with pytest.raises(TransferFailed, match=r"Aborted.*before its last chunk"):
+        pair.p.wait_released(room, 5)
+
+
+def test_an_agent_believes_no_release_of_what_has_not_arrived(pair, rooms, kit):
+    room = next(rooms)
+    pair.p.begin(room)
+    with pair.d.stream(room, peer=pair.peer, expect=pair.items) as stream:
+        kit.until(lambda: pair.leased(room))
+        stream._say(stream.intake.release())
+        with pytest.raises(TransferFailed, match="released and has not arrived"):
+            next(stream)
+    with pytest.raises(TransferFailed, match="released and has not arrived"):
+        pair.p.wait_released(room, 5)
+
+
+def test_a_client_keeps_nothing_of_what_has_ended(pair, rooms, kit):
+    kept = pair.d._conversation
+    pair.round_trip(next(rooms))
+    for ends in (pair.d.abort, pair.d.cancel):
+        room = next(rooms)
+        pair.offer(room, pair.payloads())
+        pair.pull(room)
+        assert list(kept._streams.values()) == [room]
+        ends(room, "enough")
+        with pytest.raises(TransferFailed):
+            pair.d.release(room)
+    room = next(rooms)
+    pair.p.begin(room)
+    pair.p.abort(room, "enough")
+    with pytest.raises(TransferFailed):
+        pair.pull(room)
+    assert not kept._streams
+    assert not kept._aborted

@@ -25,6 +25,7 @@ from disagg_transfer.engine_messages import (
     CloseStream,
     Done,
     GiveBack,
+    OfferPayload,
     Refuse,
     ReleaseStream,
     Stream,
@@ -80,8 +81,6 @@ class Decode:
         match call:
             case Stream():
                 return None
-            case ReleaseStream():
-                self._release(call.stream)
             case Abort():
                 self._abort(call)
             case Refuse():
@@ -90,20 +89,23 @@ class Decode:
                 raise misuse(f"{type(call).__name__} is a prefill engine's call")
         return Done(call=call.call)
 
-    async def answer(self, call: Call, send: Send) -> Answer:
+    async def answer(self, call: Call, send: Send) -> None:
         assert isinstance(call, Stream)
-        return await self._stream(call, send)
+        await self._stream(call, send)
 
     def take(self, word: Word) -> None:
-        pull = self._streams.get(word.stream) if isinstance(word, GiveBack | CloseStream) else None
-        if pull is None:
-            _log.warning("%s of no stream under way is ignored", type(word).__name__)
-        elif isinstance(word, GiveBack):
-            pull.give_back(word.extents)
-        elif isinstance(word, CloseStream):
-            self._give_up(pull, word.detail, stopped=True)
+        pull = None if isinstance(word, OfferPayload) else self._streams.get(word.stream)
+        match word:
+            case GiveBack() if pull:
+                pull.give_back(word.extents)
+            case CloseStream() if pull:
+                self._give_up(pull, word.detail, stopped=True)
+            case ReleaseStream() if pull:
+                self._release(pull)
+            case _:
+                _log.warning("%s of no stream under way is ignored", type(word).__name__)
 
-    async def _stream(self, call: Stream, send: Send) -> Arrived:
+    async def _stream(self, call: Stream, send: Send) -> None:
         if call.room in self._rooms:
             raise misuse(f"room {call.room} is in flight; every request needs a room of its own")
         try:
@@ -121,9 +123,8 @@ class Decode:
             failed=self._failed,
         )
         self._rooms[call.room] = self._streams[call.call] = pull
-        chunks = await pull.run()
+        await pull.run()
         self._succeeded(pull)
-        return _arrived(call.call, pull, chunks, ended=True)
 
     def _parts(self, call: Stream) -> dict[str, Part]:
         assert self._engine is not None
@@ -169,15 +170,9 @@ class Decode:
             del self._rooms[pull.room]
             del self._streams[pull.stream]
 
-    def _release(self, stream: int) -> None:
-        pull = self._streams.get(stream)
-        if pull is None:
-            raise misuse(f"stream {stream} has not arrived, or has ended")
-        try:
-            pull.release()
-        finally:
-            if pull.over:
-                self._forget(pull)
+    def _release(self, pull: Gathering) -> None:
+        pull.release()
+        self._forget(pull)
 
     def _refuse(self, call: Refuse) -> None:
         if call.room not in self._rooms:  # else it was another request of the same number
@@ -255,14 +250,13 @@ def _check_have(have: Mapping[str, int], expect: Mapping[str, int]) -> None:
             )
 
 
-def _arrived(
-    call: int, gathering: Gathering, chunks: Iterable[Sourced], *, ended: bool = False
-) -> Arrived:
+def _arrived(call: int, gathering: Gathering, chunks: Iterable[Sourced]) -> Arrived:
     return Arrived(
         call=call,
         chunks=tuple(_arrived_chunk(source, chunk) for source, chunk in chunks),
-        ended=ended,
-        aux=gathering.aux if ended else b"",
+        ended=gathering.whole,
+        release_by=int(gathering.release_by * 1000),
+        aux=gathering.aux if gathering.whole else b"",
         prefill_pod=gathering.peer_pod,
         prefill_ranks=gathering.source_ranks,
     )

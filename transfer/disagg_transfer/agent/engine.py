@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from disagg_transfer.agent.session import Session
 
 
-Send = Callable[[Answer], None]  # one more answer to a call that has several
+Send = Callable[[Answer], None]  # one answer to a call, of which a Stream has several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,8 @@ class Desk(Protocol):
     def answer_now(self, call: Call) -> Answer | None:
         """None where `answer` has to wait for something."""
 
-    async def answer(self, call: Call, send: Send) -> Answer: ...
+    async def answer(self, call: Call, send: Send) -> None:
+        """Send every answer; raise what the call is refused for."""
 
     def take(self, word: Word) -> None: ...
 

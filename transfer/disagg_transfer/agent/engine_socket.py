@@ -177,14 +177,12 @@ class EngineSocket:
         task.add_done_callback(self._answering.discard)
 
     async def _answer(self, call: Call, rank: Rank, stream: FrameStream) -> None:
-        answer: Answer
         if stream.transport.is_closing():
             return  # this engine has gone since; the call is nobody's, least of all its successor's
         try:
-            answer = await rank.desk.answer(call, lambda part: _send(stream, part))
+            await rank.desk.answer(call, lambda answer: _send(stream, answer))
         except Exception as error:  # noqa: BLE001  (a call's outermost guard: it must be answered)
-            answer = _refusal(call, error)
-        _send(stream, answer)
+            _send(stream, _refusal(call, error))
 
     def _examine(self, register: Register) -> dict[str, ComponentLayout]:
         if register.protocol != ENGINE_PROTOCOL:

@@ -7,6 +7,7 @@ holds a share, and the request is whole when every share is: the first failure i
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from disagg_transfer.accounting import Part
 from disagg_transfer.agent.landing import Chunk, Tools
@@ -20,6 +21,8 @@ from disagg_transfer.registry import Resharding, lookup
 
 Sourced = tuple[int, Chunk]  # the prefill rank that a chunk is from, and the chunk
 Deliver = Callable[[Sequence[Sourced]], None]
+# What an engine releases in time by its own clock is in time here, too: the word has so long.
+ON_ITS_WAY_S: Final = 0.1
 
 
 class Gathering:
@@ -39,6 +42,7 @@ class Gathering:
         self.pulls: tuple[Pull, ...] = ()
         self.source_ranks = 0  # tensor parallelism of prefill, once it is met
         self.whole = False
+        self.release_by = 0.0  # of the loop's clock, once it is whole
         self.failure: TransferFailed | None = None
         self._released = False
         self._tools, self._deliver, self._failed = tools, deliver, failed
@@ -99,15 +103,10 @@ class Gathering:
                 totals[name] += (part.items - part.have) * part.item_bytes
         return totals
 
-    async def run(self) -> tuple[Sourced, ...]:
-        """Return what was not delivered yet once the request is whole; else TransferFailed."""
+    async def run(self) -> None:
+        """Return once the request is whole, and delivered as such; else TransferFailed."""
         self._bootstrapping = asyncio.create_task(self._bootstrap())
         await self._ended
-        if self.failure is not None:
-            raise self.failure
-        return tuple(
-            (pull.session.theirs, chunk) for pull in self.pulls for chunk in pull.take_ready()
-        )
 
     async def _bootstrap(self) -> None:
         limit_s = self._tools.timeouts.limit(Stage.BOOTSTRAP)
@@ -151,9 +150,16 @@ class Gathering:
     def completed(self) -> None:
         if not all(pull.whole for pull in self.pulls):
             return
+        limit_s = self._tools.timeouts.limit(Stage.SCATTER)
         self.whole = True
+        self.release_by = (
+            asyncio.get_running_loop().time() + limit_s - min(ON_ITS_WAY_S, limit_s / 4)
+        )
         for pull in self.pulls:
             pull.await_release()
+        self._deliver(
+            [(pull.session.theirs, chunk) for pull in self.pulls for chunk in pull.take_ready()]
+        )
         self._ended.set_result(None)
 
     def fail(self, failure: TransferFailed) -> None:
@@ -183,11 +189,11 @@ class Gathering:
             self.fail(misuse(f"extents {named} are not the engine's to give back"))
 
     def release(self) -> None:
-        """Everything is scattered; raises what befell the request since it was whole."""
-        if self.failure is not None:
-            raise self.failure
+        """Everything is scattered; nothing if the request has failed since it was whole."""
         if not self.whole:
-            raise misuse(f"room {self.room} has not arrived, or has ended")
+            self.fail(misuse(f"room {self.room} is released and has not arrived"))
+        if self.over:
+            return
         self._released = True
         for pull in self.pulls:
             pull.release()

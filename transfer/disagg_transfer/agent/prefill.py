@@ -125,12 +125,13 @@ class Prefill:
                 raise misuse(f"{type(call).__name__} is a decode engine's call")
         return Done(call=call.call)
 
-    async def answer(self, call: Call, _send: Send) -> Answer:
+    async def answer(self, call: Call, send: Send) -> None:
         if isinstance(call, Reserve):
-            return await self._reserve(call)
+            send(await self._reserve(call))
+            return
         assert isinstance(call, AwaitRelease)
         await self._await_release(call)
-        return Done(call=call.call)
+        send(Done(call=call.call))
 
     def take(self, word: Word) -> None:
         """An offer that cannot be had fails its room; the engine learns it by its next call."""

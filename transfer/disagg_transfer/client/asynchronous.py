@@ -84,7 +84,7 @@ class AsyncAgentClient:
 
     def __init__(self, line: AsyncLine, conversation: Conversation) -> None:
         self._line, self._conversation = line, conversation
-        self._pulled: dict[int, Intake] = {}  # by room, until released
+        self._pulled: dict[int, AsyncChunkStream] = {}  # by room, until released
 
     @property
     def lost(self) -> asyncio.Event:
@@ -166,8 +166,10 @@ class AsyncAgentClient:
         await self._line.ask(self._conversation.wait_released(room, timeout_s))
 
     async def abort(self, room: int, detail: str) -> None:
-        self._pulled.pop(room, None)
+        pulled = self._pulled.pop(room, None)
         await self._line.ask(self._conversation.abort(room, detail, stopped=True))
+        if pulled is not None:
+            self._conversation.forget(pulled.intake.number)
 
     async def cancel(self, room: int, detail: str) -> None:
         await self._line.ask(self._conversation.abort(room, detail, stopped=False))
@@ -200,14 +202,14 @@ class AsyncAgentClient:
             async for chunk in stream:
                 collector.add(chunk)
             await stream.give_back()
-        self._pulled[room] = stream.intake
+        self._pulled[room] = stream
         return collector.arrival(stream.intake)
 
     async def release(self, room: int) -> None:
-        intake = self._pulled.pop(room, None)
-        if intake is None:
+        stream = self._pulled.pop(room, None)
+        if stream is None:
             raise misused(f"room {room} has not arrived, or has ended")
-        await self._line.ask(intake.release())
+        await stream.release()
 
     async def close(self) -> None:
         await self._line.close()
@@ -246,9 +248,16 @@ class AsyncChunkStream:
         trace: TracebackType | None,
     ) -> None:
         if error is None and self.intake.consumed:
-            await self._line.ask(self.intake.release())
+            await self.release()
         else:
             await self._close(str(error or "left before its last chunk"))
+
+    async def release(self) -> None:
+        failure = self.intake.spoiled
+        if failure is not None:
+            await self._close(str(failure))
+            raise failure
+        await self._say(self.intake.release())
 
     @contextlib.asynccontextmanager
     async def given_up_on_error(self) -> AsyncIterator[None]:

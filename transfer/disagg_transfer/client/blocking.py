@@ -28,7 +28,7 @@ class AgentClient:
     def __init__(self, connection: Connection, components: Sequence[Component]) -> None:
         self._line = Line(connection.socket)
         self._conversation = Conversation(connection.arena, components)
-        self._pulled: dict[int, Intake] = {}  # by room, until released
+        self._pulled: dict[int, ChunkStream] = {}  # by room, until released
 
     @property
     def lost(self) -> threading.Event:
@@ -133,8 +133,10 @@ class AgentClient:
 
     def abort(self, room: int, detail: str) -> None:
         """Give the room up on either role; the peer is told. No view of it is touched after."""
-        self._pulled.pop(room, None)
+        pulled = self._pulled.pop(room, None)
         self._line.ask(self._conversation.abort(room, detail, stopped=True))
+        if pulled is not None:
+            self._conversation.forget(pulled.intake.number)
 
     def cancel(self, room: int, detail: str) -> None:
         """Abort from another thread: the one at work on the room fails at its next call of it.
@@ -185,15 +187,15 @@ class AgentClient:
             for chunk in stream:
                 collector.add(chunk)
             stream.give_back()
-        self._pulled[room] = stream.intake
+        self._pulled[room] = stream
         return collector.arrival(stream.intake)
 
     def release(self, room: int) -> None:
         """What was pulled is used. TransferFailed here means that it must not be."""
-        intake = self._pulled.pop(room, None)
-        if intake is None:
+        stream = self._pulled.pop(room, None)
+        if stream is None:
             raise misused(f"room {room} has not arrived, or has ended")
-        self._line.ask(intake.release())
+        stream.release()
 
     def close(self) -> None:
         self._line.close()
@@ -237,9 +239,17 @@ class ChunkStream:
         trace: TracebackType | None,
     ) -> None:
         if error is None and self.intake.consumed:
-            self._line.ask(self.intake.release())
+            self.release()
         else:
             self._close(str(error or "left before its last chunk"))
+
+    def release(self) -> None:
+        """What has come whole is used from here on; TransferFailed where it must not be."""
+        failure = self.intake.spoiled
+        if failure is not None:
+            self._close(str(failure))
+            raise failure
+        self._say(self.intake.release())
 
     @contextlib.contextmanager
     def given_up_on_error(self) -> Iterator[None]:

@@ -73,6 +73,8 @@ class Conversation:
         self.components = {component.name: component for component in components}
         self._calls = itertools.count(1)
         self._rooms: dict[int, _Room] = {}
+        self._streams: dict[int, int] = {}  # the rooms of those that are open, by their calls
+        self._aborted: dict[int, str] = {}  # of them: why this engine has ended them
 
     def leave(self) -> None:
         """The client's part in the arena's mapping ends; views have theirs."""
@@ -160,6 +162,8 @@ class Conversation:
         )
         if stopped:
             self._end(room)
+        streams = list(self._streams.items())  # of a moment: any thread may open one
+        self._aborted |= {stream: detail for stream, its_room in streams if its_room == room}
         return self._ask(call, _nothing)
 
     def refuse(self, room: int, *, detail: str, peer: str) -> Ask[None]:
@@ -175,18 +179,30 @@ class Conversation:
         call = Stream(
             call=next(self._calls), room=room, peer=peer, expect=dict(expect), have=dict(have)
         )
+        self._streams[call.call] = room
         return call.call, _encode(call)
 
-    def release(self, stream: int) -> Ask[None]:
-        return self._ask(ReleaseStream(call=next(self._calls), stream=stream), _nothing)
+    def aborted(self, stream: int) -> str | None:
+        """Why, where this engine has ended the stream's room."""
+        return self._aborted.get(stream)
+
+    def release(self, stream: int) -> bytes:
+        self.forget(stream)
+        return _encode(ReleaseStream(stream=stream))
 
     @staticmethod
     def give_back(stream: int, extents: Sequence[int]) -> bytes:
         return _encode(GiveBack(stream=stream, extents=tuple(extents)))
 
-    @staticmethod
-    def close_stream(stream: int, detail: str) -> bytes:
-        return _encode(CloseStream(stream=stream, detail=detail[:_MAX_DETAIL]))
+    def close_stream(self, stream: int, detail: str, *, tell: bool) -> bytes:
+        """The frame to send; none where the agent has nothing more of it, and need not be told."""
+        self.forget(stream)
+        return _encode(CloseStream(stream=stream, detail=detail[:_MAX_DETAIL])) if tell else b""
+
+    def forget(self, stream: int) -> None:
+        """It is not open any more."""
+        self._streams.pop(stream, None)
+        self._aborted.pop(stream, None)
 
     def _ask(self, message: Any, read: Callable[[Any], T]) -> Ask[T]:
         return Ask(call=message.call, frame=_encode(message), read=read)

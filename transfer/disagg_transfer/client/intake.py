@@ -1,5 +1,6 @@
 """One request's chunks as the agent hands them out, without any I/O; transports wait and send."""
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,6 +8,7 @@ from typing import Any, Final
 
 from disagg_transfer.client.conversation import Ask, Conversation, misused
 from disagg_transfer.client.values import Arrival, Chunk, Payload
+from disagg_transfer.contract import Cause, Stage
 from disagg_transfer.engine_messages import Arrived, ArrivedChunk
 from disagg_transfer.errors import TransferFailed
 
@@ -28,6 +30,7 @@ class Intake:
         self.number, self.opening = conversation.stream(room, peer=peer, expect=expect, have=have)
         self.aux, self.prefill_pod, self.prefill_ranks = b"", "", 0
         self.whole = False  # nothing more will come
+        self._release_by = 0  # of the monotonic clock, in ms
         self._conversation = conversation
         self._waits_for = Ask(call=self.number, frame=self.opening, read=self._keep)
         self._ready: deque[ArrivedChunk] = deque()
@@ -74,8 +77,25 @@ class Intake:
         extents, self._spent, self._spent_bytes = self._spent, [], 0
         return self._conversation.give_back(self.number, extents) if extents else b""
 
-    def release(self) -> Ask[None]:
+    def release(self) -> bytes:
+        """The engine is through with it: the frame to send. In time, so that the request counts."""
         return self._conversation.release(self.number)
+
+    @property
+    def spoiled(self) -> TransferFailed | None:
+        """Why it must not be used, be it whole or not."""
+        aborted = self._conversation.aborted(self.number)
+        if aborted is not None:
+            return self._failure(Cause.ABORTED, aborted)
+        if not self.consumed:
+            return misused(f"room {self.room} is released before its last chunk was taken")
+        if time.monotonic() * 1000 > self._release_by:
+            late = "the engine did not take the request out of the arena and release it in time"
+            return self._failure(Cause.TIMEOUT, late)
+        return None
+
+    def _failure(self, cause: Cause, detail: str) -> TransferFailed:
+        return TransferFailed(cause, stage=Stage.SCATTER, detail=detail, peer_pod=self.prefill_pod)
 
     @property
     def consumed(self) -> bool:
@@ -83,16 +103,16 @@ class Intake:
 
     def close(self, reason: str) -> bytes:
         """What to send when it is not released: a failed one may still hold the agent's memory."""
-        if self._failed and not self._handed:
-            return b""
-        return self._conversation.close_stream(self.number, f"the decode engine gave up: {reason}")
+        detail = f"the decode engine gave up: {reason}"
+        tell = self._handed or not self._failed
+        return self._conversation.close_stream(self.number, detail, tell=tell)
 
     def _keep(self, answer: Arrived) -> None:
         self._ready.extend(answer.chunks)
         self._handed |= bool(answer.chunks)
         self.prefill_pod, self.prefill_ranks = answer.prefill_pod, answer.prefill_ranks
         if answer.ended:
-            self.whole, self.aux = True, answer.aux
+            self.whole, self.aux, self._release_by = True, answer.aux, answer.release_by
 
 
 class Collector:
