@@ -11,12 +11,12 @@ from typing import Any, Final
 import numpy as np
 from nixl_cu13 import _bindings as nixl
 
+from disagg_transfer.nixl_fabric import PROGRESS_DELAY_US
 from disagg_transfer.ucx import UcxSettings
 
 Descriptors = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 Indices = np.ndarray[tuple[int], np.dtype[np.int32]]
 
-_PROGRESS_DELAY_US: Final = 1000
 _LIMIT_S: Final = 120.0
 _SPIN_S: Final = 200e-6
 _NAP_S: Final = 200e-6
@@ -34,7 +34,7 @@ class PlainNixl:
         agent.useProgThread = passive
         agent.useListenThread = False
         agent.syncMode = nixl.NIXL_THREAD_SYNC_NONE
-        agent.pthrDelay = _PROGRESS_DELAY_US
+        agent.pthrDelay = PROGRESS_DELAY_US
         self._agent: Any = nixl.nixlAgent(name, agent)
         config = UcxSettings().engine_config
         self._backend = self._agent.createBackend("UCX", {"engine_config": config})

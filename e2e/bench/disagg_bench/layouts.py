@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from disagg_bench.pair import Journey, Pair
+from disagg_bench.pair import Journey, OneRead, Pair
 from disagg_bench.rows import Row, Verdict, at_least, median, speed_ratio
 from disagg_bench.shapes import Shape
 
@@ -19,7 +19,7 @@ class _Times:
     """Seconds of every repetition but the first, which pays for connections and fresh memory."""
 
     journeys: list[Journey] = field(default_factory=list)
-    one_read: list[float] = field(default_factory=list)
+    one_read: list[OneRead] = field(default_factory=list)
     paged: list[float] = field(default_factory=list)
     memcpy: list[float] = field(default_factory=list)
     socket: list[float] = field(default_factory=list)
@@ -64,10 +64,11 @@ def _measure(shape: Shape, folder: Path, *, floors: bool) -> _Times:
 
 def _compared(shape: Shape, times: _Times) -> Iterator[Row]:
     totals = [journey.total_s for journey in times.journeys]
+    one_read = [read.total_s for read in times.one_read]
     rows = (
         Row(
             name=f"{shape.name}/vs-one-read",
-            value=speed_ratio(ours_s=totals, theirs_s=times.one_read),
+            value=speed_ratio(ours_s=totals, theirs_s=one_read),
             unit="x",
             target=at_least(_OVER_ONE_READ),
         ),
@@ -80,10 +81,16 @@ def _compared(shape: Shape, times: _Times) -> Iterator[Row]:
     )
     yield from rows
     yield _rate(f"{shape.name}/agents", shape, totals)
-    yield _rate(f"{shape.name}/one-read", shape, times.one_read)
+    yield _rate(f"{shape.name}/one-read", shape, one_read)
     yield _rate(f"{shape.name}/paged-nixl", shape, times.paged)
+    yield _cpu(f"{shape.name}/agents-cpu", [journey.cpu_s for journey in times.journeys])
+    yield _cpu(f"{shape.name}/one-read-cpu", [read.cpu_s for read in times.one_read])
     if any(row.verdict is Verdict.SHORT for row in rows):
         yield from stage_rows(shape.name, times.journeys)
+
+
+def _cpu(name: str, seconds: Sequence[float]) -> Row:
+    return Row(name=name, value=median(seconds) * 1e3, unit="ms")
 
 
 def _rate(name: str, shape: Shape, seconds: Sequence[float]) -> Row:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from disagg_bench.prefill_side import (
     ServeCrowd,
     Served,
 )
+from disagg_bench.processes import cpu_s
 from disagg_bench.shapes import Items, Shape
 from disagg_transfer.local import LocalAgent
 
@@ -45,6 +47,15 @@ class Journey:
     wait_s: float  # decode's engine had nothing to scatter, since before the first gathered byte
     scatter_s: float
     tail_s: float  # last offer to usable
+    cpu_s: float  # of all four processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneRead:
+    """Seconds of one contiguous NIXL READ."""
+
+    total_s: float
+    cpu_s: float  # of all four processes, of which two have nothing to do
 
 
 class Pair:
@@ -102,7 +113,7 @@ class Pair:
         room = next(self._rooms)
         self._other.tell(Serve(room=room, repetition=repetition, chunk_bytes=self._chunk_bytes))
         wait_s = scatter_s = 0.0
-        now = time.monotonic()
+        before_s, now = self._cpu_s(), time.monotonic()
         with self._client.stream(room, peer=self._peer, expect=self._expect) as stream:
             for chunk in stream:
                 landed_at = time.monotonic()
@@ -115,6 +126,7 @@ class Pair:
                 scatter_s += now - landed_at
         usable_at = time.monotonic()
         served: Served = self._other.answer()
+        spent_s = self._cpu_s() - before_s
         self._check(own, repetition)
         return Journey(
             total_s=usable_at - served.started_at,
@@ -124,6 +136,7 @@ class Pair:
             wait_s=wait_s,
             scatter_s=scatter_s,
             tail_s=usable_at - served.offered_at,
+            cpu_s=spent_s,
         )
 
     def by_crowd(self, repetition: int, *, requests: int) -> list[float]:
@@ -148,15 +161,17 @@ class Pair:
         self._check(own, repetition)
         return [at - started_at for at in usable_at]
 
-    def by_one_read(self) -> float:
-        """Seconds of one contiguous NIXL READ of as many bytes, checked."""
+    def by_one_read(self) -> OneRead:
+        """One contiguous NIXL READ of as many bytes, checked."""
         self._pool.clear()
         nbytes = self.shape.nbytes
+        before_s = self._cpu_s()
         seconds = self._nixl.read_range(
             local=self._pool.base, remote=self._there.base, nbytes=nbytes
         )
+        spent_s = self._cpu_s() - before_s
         self._pool.check_start(nbytes)
-        return seconds
+        return OneRead(total_s=seconds, cpu_s=spent_s)
 
     def by_paged_read(self, repetition: int) -> float:
         """Seconds of plain NIXL, pool to pool, a descriptor per page, checked."""
@@ -200,6 +215,10 @@ class Pair:
         """Seconds of the digest of as many bytes in prefill's process."""
         seconds: float = self._other.ask(Digest(nbytes=self.shape.nbytes))
         return seconds
+
+    def _cpu_s(self) -> float:
+        agents = (self.prefill.process.pid, self.decode.process.pid)
+        return sum(map(cpu_s, (os.getpid(), self._other.pid, *agents)))
 
     def _check(self, own: dict[str, torch.Tensor], repetition: int) -> None:
         self._pool.check_pages(own, draw_pages(self.shape, side="prefill", repetition=repetition))

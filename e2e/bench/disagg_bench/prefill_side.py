@@ -103,6 +103,11 @@ class PrefillSide:
         self._process.join()
         self._calls.close()
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def tell(self, call: Call) -> None:
         self._calls.send(call)
 
