@@ -22,7 +22,7 @@ from disagg_transfer.registry import Resharding, lookup
 Sourced = tuple[int, Chunk]  # the prefill rank that a chunk is from, and the chunk
 Deliver = Callable[[Sequence[Sourced]], None]
 # What an engine releases in time by its own clock is in time here, too: the word has so long.
-ON_ITS_WAY_S: Final = 0.1
+_ON_ITS_WAY_S: Final = 0.1
 
 
 class Gathering:
@@ -153,7 +153,7 @@ class Gathering:
         limit_s = self._tools.timeouts.limit(Stage.SCATTER)
         self.whole = True
         self.release_by = (
-            asyncio.get_running_loop().time() + limit_s - min(ON_ITS_WAY_S, limit_s / 4)
+            asyncio.get_running_loop().time() + limit_s - min(_ON_ITS_WAY_S, limit_s / 4)
         )
         for pull in self.pulls:
             pull.await_release()

@@ -179,8 +179,9 @@ class Conversation:
         call = Stream(
             call=next(self._calls), room=room, peer=peer, expect=dict(expect), have=dict(have)
         )
+        opening = _encode(call)
         self._streams[call.call] = room
-        return call.call, _encode(call)
+        return call.call, opening
 
     def aborted(self, stream: int) -> str | None:
         """Why, where this engine has ended the stream's room."""
