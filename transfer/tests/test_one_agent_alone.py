@@ -5,10 +5,13 @@ import json
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from disagg_transfer import cli
 from disagg_transfer.client import RegistrationError, TransferFailed, UnknownStateTypeError
+from disagg_transfer.codec import frame
+from disagg_transfer.engine_messages import ENGINE_PROTOCOL
 from disagg_transfer.errors import AgentUnavailableError, SettingsError
 from disagg_transfer.local import LocalAgent
 
@@ -106,6 +109,24 @@ def test_an_engine_without_a_declared_state_type_is_refused_with_both_lists(pref
     told = r"components are of kv; .* says kv, mamba, nsa, swa"
     with pytest.raises(RegistrationError, match=told):
         kit.connect(prefill, "prefill", (kit.part("kv"),))
+
+
+def test_an_engine_of_another_release_is_told_of_though_nothing_reaches_it(prefill, kit):
+    kit.until(lambda: not prefill.report().engine.connected)
+    with socket.socket(socket.AF_UNIX) as plain:
+        plain.connect(prefill.socket_path)
+        plain.sendall(frame(msgspec.msgpack.encode(["Register", {"call": 0, "protocol": 2}])))
+        assert plain.recv(1) == b""
+    report = kit.until(lambda: refused(prefill.report()))
+    assert f"none of engine protocol {ENGINE_PROTOCOL}" in report.not_ready_message
+    assert "use engine and agent images of the same release" in report.not_ready_message
+    engine = kit.connect(prefill, "prefill", kit.every_type)
+    kit.until(lambda: prefill.report().ready)
+    engine.close()
+
+
+def refused(report):
+    return report.not_ready_reason == "EngineRefused" and report
 
 
 def test_a_refusal_is_why_the_agent_is_not_ready_until_an_engine_registers(prefill, kit):

@@ -118,13 +118,26 @@ class EngineSocket:
             await _enter(seat, register.instance)
         except RegistrationError as error:
             await self._reject(register, stream, error)
-        except (WireError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        except WireError as error:
+            self._refused("protocol")
+            self._not_understood(error)
+            stream.transport.abort()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             self._refused("timeout" if isinstance(error, TimeoutError) else "protocol")
             _log.warning("an engine's connection ended unregistered: %s", error)
             stream.transport.abort()
         else:
             engine = self._engine(register, parts)
             await self._serve(register.call, seat, engine, stream)
+
+    def _not_understood(self, error: WireError) -> None:
+        """An engine of another release may speak so that no answer would reach it."""
+        detail = (
+            f"an engine's first words are none of engine protocol {ENGINE_PROTOCOL}: "
+            f"{error!s:.512}; use engine and agent images of the same release"
+        )
+        _log.error("refused an engine: %s", detail)
+        self._registrar.engine_refused(min(self._seats), detail)
 
     async def _reject(
         self, register: Register, stream: FrameStream, error: RegistrationError
