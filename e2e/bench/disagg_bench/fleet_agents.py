@@ -13,47 +13,15 @@ from typing import Final, Self
 
 from aiohttp import web
 
-from disagg_transfer.contract import (
-    HTTP_PORT,
-    PATH_REPORT,
-    REPORT_VERSION,
-    ArenaReport,
-    Cause,
-    EngineReport,
-    FailureReport,
-    PairReport,
-    Report,
-    Role,
-    Stage,
-    StateTypeReport,
-)
+from disagg_fleet import fake_reports
+from disagg_transfer.contract import HTTP_PORT, PATH_REPORT, Report, StateTypeReport
 
 _START_S: Final = 10.0
 
 
 def _fresh(pod: str) -> Report:
-    return Report(
-        version=REPORT_VERSION,
-        cursor=1,
-        incarnation=pod,
-        pod=pod,
-        role=Role.DECODE,
-        revision="fleet",
-        time=time.time(),
-        engine=EngineReport(connected=True, components=()),
-        ready=True,
-        not_ready_reason=None,
-        not_ready_message=None,
-        transport="rdma",
-        layout_mismatch=(),
-        peers=(),
-        state_types=(),
-        inflight=0,
-        arena=ArenaReport(bytes=1, used=0, unsettled=0),
-        faults=(),
-        transport_reason="",
-        preflight=(),
-        strangers_refused=0,
+    return fake_reports.report(
+        pod, incarnation=pod, revision="fleet", time=time.time(), transport="rdma"
     )
 
 
@@ -78,23 +46,9 @@ class FakeAgents:
 
     def fail(self, ip: str, *, decode_pod: str, prefill_pod: str) -> None:
         """The agent at `ip` tells of a timeout from now on."""
-        failure = FailureReport(
-            time=time.time(),
-            stage=Stage.NOTIFY,
-            cause=Cause.TIMEOUT,
-            component="kv",
-            detail="simulated",
-            room=1,
-        )
-        pair = PairReport(
-            prefill_pod=prefill_pod,
-            decode_pod=decode_pod,
-            last_success=None,
-            last_failure=failure,
-        )
-        row = StateTypeReport(
-            type="kv", transfers=0, bytes=0, timeouts=1, failures=1, pairs=(pair,)
-        )
+        failure = fake_reports.failure(time=time.time(), component="kv", detail="simulated")
+        pair = fake_reports.pair(prefill_pod, decode_pod, failure=failure)
+        row = fake_reports.row("kv", pair, timeouts=1, failures=1)
         self._loop.call_soon_threadsafe(self._tell, ip, row)
 
     def _tell(self, ip: str, row: StateTypeReport) -> None:

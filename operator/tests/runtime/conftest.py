@@ -3,11 +3,11 @@
 import copy
 import itertools
 import math
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 
 import pytest
 
+from disagg_fleet import fake_reports
 from disagg_operator import names, render
 from disagg_operator.api.status import DisaggDeploymentStatus
 from disagg_operator.intents import (
@@ -36,21 +36,6 @@ from disagg_operator.scaling import scaled
 from disagg_operator.served import Ledger
 from disagg_operator.tally import Tally, advance
 from disagg_operator.timestamps import timestamp_s
-from disagg_transfer.contract import (
-    REPORT_VERSION,
-    ArenaReport,
-    Cause,
-    EngineReport,
-    FailureReport,
-    PairReport,
-    PreflightReport,
-    PreflightState,
-    Report,
-    Role,
-    Stage,
-    StateTypeReport,
-    Transport,
-)
 
 # After STARTED, by a day.
 NOW = 1767312000.0
@@ -268,88 +253,10 @@ def pods_of():
     return pods_of
 
 
-def make_report(pod, *, role="decode", incarnation="a", rows=(), **fields):
-    base = Report(
-        version=REPORT_VERSION,
-        cursor=1,
-        incarnation=incarnation,
-        pod=pod,
-        role=Role(role),
-        revision="r",
-        time=0.0,
-        engine=EngineReport(connected=True, components=()),
-        ready=True,
-        not_ready_reason=None,
-        not_ready_message=None,
-        transport="tcp",
-        layout_mismatch=(),
-        peers=(),
-        state_types=tuple(rows),
-        inflight=0,
-        arena=ArenaReport(bytes=1, used=0, unsettled=0),
-        faults=(),
-        transport_reason="",
-        preflight=(),
-        strangers_refused=0,
-    )
-    return replace(base, **fields)
-
-
-def make_row(state_type, *pairs, transfers=0, timeouts=0, failures=0):
-    return StateTypeReport(
-        type=state_type,
-        transfers=transfers,
-        bytes=transfers * 10,
-        timeouts=timeouts,
-        failures=failures,
-        pairs=pairs,
-    )
-
-
-def make_pair(prefill, decode, *, success=None, failure=None):
-    return PairReport(
-        prefill_pod=prefill, decode_pod=decode, last_success=success, last_failure=failure
-    )
-
-
-def make_failure(*, time, stage="notify", cause="Timeout", room=7, detail="5 s"):
-    return FailureReport(
-        time=time,
-        stage=Stage(stage),
-        cause=Cause(cause),
-        component=None,
-        detail=detail,
-        room=room,
-    )
-
-
-def make_sample(pod, state="passed", **fields):
-    """What decode says of its newest sample from a prefill pod."""
-    base = PreflightReport(
-        pod=pod,
-        state=PreflightState(state),
-        gbps=1.0,
-        latency_ms=1.0,
-        transport=Transport.TCP,
-        transport_reason="",
-        detail="late",
-        cause=Cause.TIMEOUT if state == "failed" else None,
-        at=1.0,
-        passed_at=None,
-    )
-    return replace(base, **fields)
-
-
 @pytest.fixture(scope="session")
 def reported():
     """Builders of agents' reports."""
-    return SimpleNamespace(
-        report=make_report,
-        row=make_row,
-        pair=make_pair,
-        failure=make_failure,
-        sample=make_sample,
-    )
+    return fake_reports
 
 
 @dataclass(kw_only=True)
