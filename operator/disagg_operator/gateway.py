@@ -371,9 +371,9 @@ def _status(text: bytes) -> Json:
 
 
 def _seconds(text: str) -> float:
-    return float(text) if text.isdigit() else 0.0
+    return min(float(text), RETRY_AFTER_LIMIT_S) if text.isdigit() else 0.0
 
 
 def _pause_s(error: ApiUnavailableError, attempt: int) -> float:
     pause = backoff_s(attempt, base_s=RETRY_BASE_S, limit_s=RETRY_LIMIT_S, jitter=random.random())  # noqa: S311 - spreads retries
-    return max(pause, min(error.retry_after_s, RETRY_AFTER_LIMIT_S))
+    return max(pause, error.retry_after_s)

@@ -105,7 +105,10 @@ class Watch:
                 logger.info("%s are listed anew: %s", self.kind.plural, error)
                 self._version = ""
                 await self._pause()
-            except (ApiError, LeadershipLostError) as error:  # who holds the Lease ends the work
+            except ApiError as error:
+                logger.warning("%s are not watched: %s", self.kind.plural, error)
+                await self._pause(least_s=error.retry_after_s)
+            except LeadershipLostError as error:  # who holds the Lease ends the work
                 logger.warning("%s are not watched: %s", self.kind.plural, error)
                 await self._pause()
 
@@ -156,10 +159,10 @@ class Watch:
             logger.exception("%s of %s is left out", self.kind.plural, body["metadata"])
             self._store.drop(self.kind, body["metadata"]["uid"])
 
-    async def _pause(self) -> None:
+    async def _pause(self, *, least_s: float = 0.0) -> None:
         jitter = random.random()  # noqa: S311 - spreads retries
         pause_s = backoff_s(
             self._failures, base_s=RETRY_BASE_S, limit_s=RETRY_LIMIT_S, jitter=jitter
         )
         self._failures += 1
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(max(pause_s, least_s))

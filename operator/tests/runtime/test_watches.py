@@ -42,7 +42,8 @@ class FaultyServer:
         self.requests.append(dict(request.query))
         if self.refusals:
             code = self.refusals.pop(0)
-            return web.json_response({"kind": "Status", "code": code}, status=code)
+            headers = {"Retry-After": "1"} if code == 429 else {}
+            return web.json_response({"kind": "Status", "code": code}, status=code, headers=headers)
         return await self.watch(request) if "watch" in request.query else self.page(request)
 
     def page(self, request):
@@ -206,6 +207,15 @@ async def test_a_refused_watch_is_asked_for_again(desk, code):
     await desk.until(lambda: not desk.server.refusals)
     desk.server.say("ADDED", service("f", version=2))
     await desk.until(lambda: "f" in desk.revisions())
+
+
+async def test_a_busy_server_is_asked_again_when_it_says(desk):
+    desk.server.refusals = [429]
+    desk.server.end_watch()
+    await desk.until(lambda: not desk.server.refusals)
+    refused, asked = time.monotonic(), len(desk.server.requests)
+    await desk.until(lambda: len(desk.server.requests) > asked)
+    assert time.monotonic() - refused > 0.9  # it said one second; our own pause is 1 ms here
 
 
 async def test_who_may_not_lead_any_more_asks_for_nothing_and_the_lease_ends_the_work(desk):
