@@ -279,7 +279,7 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 def _event(request: _Request, line: bytes) -> Json:
     match event := _parsed(request, line):
         case {"type": "ERROR", "object": {"code": int(code)} as told}:
-            raise _error(request, _Answer(code=code, text=json.dumps(told).encode()))
+            raise _failure(request, told, code=code)
         case {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str()}}}:
             return event
         case {"type": str(), "object": {"metadata": {"resourceVersion": str(), "uid": str()}}}:
@@ -339,12 +339,24 @@ def _apply(kind: Kind, body: Json, *, subresource: str) -> _Request:
 
 
 def _error(request: _Request, answer: _Answer) -> ApiError:
-    status = _status(answer.text)
+    return _failure(
+        request,
+        _status(answer.text),
+        code=answer.code,
+        otherwise=answer.text.decode(errors="replace")[:500],
+        retry_after_s=_seconds(answer.retry_after),
+    )
+
+
+def _failure(
+    request: _Request, status: Json, *, code: int, otherwise: str = "", retry_after_s: float = 0.0
+) -> ApiError:
+    """By the server's Status object; `otherwise` is said where that has no message."""
     reason = str(status.get("reason", ""))
-    said = status.get("message") or answer.text.decode(errors="replace")[:500]
-    message = f"{request.verb} {request.path}: {said} (HTTP {answer.code})"
-    return _error_class(answer.code, reason)(
-        message, code=answer.code, reason=reason, retry_after_s=_seconds(answer.retry_after)
+    said = status.get("message") or otherwise
+    message = f"{request.verb} {request.path}: {said} (HTTP {code})"
+    return _error_class(code, reason)(
+        message, code=code, reason=reason, retry_after_s=retry_after_s
     )
 
 
