@@ -279,7 +279,7 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 def _event(request: _Request, line: bytes) -> Json:
     match event := _parsed(request, line):
         case {"type": "ERROR", "object": {"code": int(code)} as told}:
-            raise _failure(request, told, code=code)
+            raise _failure(request, told, code=code, text=line)
         case {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str()}}}:
             return event
         case {"type": str(), "object": {"metadata": {"resourceVersion": str(), "uid": str()}}}:
@@ -339,21 +339,16 @@ def _apply(kind: Kind, body: Json, *, subresource: str) -> _Request:
 
 
 def _error(request: _Request, answer: _Answer) -> ApiError:
-    return _failure(
-        request,
-        _status(answer.text),
-        code=answer.code,
-        otherwise=answer.text.decode(errors="replace")[:500],
-        retry_after_s=_seconds(answer.retry_after),
-    )
+    status, after_s = _status(answer.text), _seconds(answer.retry_after)
+    return _failure(request, status, code=answer.code, text=answer.text, retry_after_s=after_s)
 
 
 def _failure(
-    request: _Request, status: Json, *, code: int, otherwise: str = "", retry_after_s: float = 0.0
+    request: _Request, status: Json, *, code: int, text: bytes, retry_after_s: float = 0.0
 ) -> ApiError:
-    """By the server's Status object; `otherwise` is said where that has no message."""
+    """By the server's Status object; its whole `text` is quoted where that has no message."""
     reason = str(status.get("reason", ""))
-    said = status.get("message") or otherwise
+    said = status.get("message") or text.decode(errors="replace")[:500]
     message = f"{request.verb} {request.path}: {said} (HTTP {code})"
     return _error_class(code, reason)(
         message, code=code, reason=reason, retry_after_s=retry_after_s

@@ -209,6 +209,13 @@ async def test_a_refused_watch_is_asked_for_again(desk, code):
     await desk.until(lambda: "f" in desk.revisions())
 
 
+async def test_what_an_error_says_without_a_message_is_kept(desk, caplog):
+    caplog.set_level("INFO")
+    desk.server.say("ERROR", {"kind": "Status", "code": 410, "reason": "Expired"})
+    await desk.until(lambda: len(desk.server.since()) >= 2)
+    assert '"reason": "Expired"' in caplog.text
+
+
 async def test_a_busy_server_is_asked_again_when_it_says(desk):
     desk.server.refusals = [429]
     desk.server.end_watch()
