@@ -111,9 +111,10 @@ class Pair:
         own = draw_pages(self.shape, side="decode", repetition=repetition)
         self._pool.clear()
         room = next(self._rooms)
+        before_s = self._cpu_s()
         self._other.tell(Serve(room=room, repetition=repetition, chunk_bytes=self._chunk_bytes))
         wait_s = scatter_s = 0.0
-        before_s, now = self._cpu_s(), time.monotonic()
+        now = time.monotonic()
         with self._client.stream(room, peer=self._peer, expect=self._expect) as stream:
             for chunk in stream:
                 landed_at = time.monotonic()

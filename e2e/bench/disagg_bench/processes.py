@@ -1,17 +1,17 @@
-"""What a process costs, by /proc."""
+"""What a process costs."""
 
-import contextlib
 import os
+import time
 from pathlib import Path
+from typing import Final
+
+# Of a clock of another process (clock_getcpuclockid(3)): what the scheduler gave it.
+_SCHEDULED: Final = 2
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of its threads so far, to the nanosecond; those that have ended are left out."""
-    spent = 0
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-            spent += int((thread / "schedstat").read_text().split()[0])
-    return spent / 1e9
+    """Processor time of all its threads so far, also of those that have ended; to the nanosecond."""
+    return time.clock_gettime(~pid << 3 | _SCHEDULED)
 
 
 def resident_bytes(pid: int) -> int:
