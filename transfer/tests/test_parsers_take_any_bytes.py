@@ -44,6 +44,8 @@ def test_lists_that_are_announced_and_do_not_follow_are_not_built():
     bomb = (CORPUS / "handshake" / "nested-lists.bin").read_bytes()
     with pytest.raises(WireError, match="no message: Expected `object`, got `array`"):
         HANDSHAKE.decode(bomb)
+    wide = b"\xdc\xff\xff" * 900  # shorter than the longest list that an engine's call has
+    assert watch(BY_NAME["calls"], wide) is None
 
 
 @pytest.mark.parametrize("kind", ["list", "map", "bytes", "text"])

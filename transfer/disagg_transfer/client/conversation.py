@@ -67,14 +67,19 @@ class _Room:
     last: bool = False
 
 
+@dataclass(slots=True)
+class _OpenStream:
+    room: int
+    aborted: str | None = None  # why this engine has ended it
+
+
 class Conversation:
     def __init__(self, arena: ArenaView, components: Sequence[Component]) -> None:
         self.arena = arena
         self.components = {component.name: component for component in components}
         self._calls = itertools.count(1)
         self._rooms: dict[int, _Room] = {}
-        self._streams: dict[int, int] = {}  # the rooms of those that are open, by their calls
-        self._aborted: dict[int, str] = {}  # of them: why this engine has ended them
+        self._streams: dict[int, _OpenStream] = {}  # by their calls
 
     def leave(self) -> None:
         """The client's part in the arena's mapping ends; views have theirs."""
@@ -162,8 +167,9 @@ class Conversation:
         )
         if stopped:
             self._end(room)
-        streams = list(self._streams.items())  # of a moment: any thread may open one
-        self._aborted |= {stream: detail for stream, its_room in streams if its_room == room}
+        for stream in list(self._streams.values()):  # of a moment: any thread may open one
+            if stream.room == room:
+                stream.aborted = detail
         return self._ask(call, _nothing)
 
     def refuse(self, room: int, *, detail: str, peer: str) -> Ask[None]:
@@ -180,12 +186,13 @@ class Conversation:
             call=next(self._calls), room=room, peer=peer, expect=dict(expect), have=dict(have)
         )
         opening = _encode(call)
-        self._streams[call.call] = room
+        self._streams[call.call] = _OpenStream(room)
         return call.call, opening
 
     def aborted(self, stream: int) -> str | None:
         """Why, where this engine has ended the stream's room."""
-        return self._aborted.get(stream)
+        found = self._streams.get(stream)
+        return found.aborted if found else None
 
     def release(self, stream: int) -> bytes:
         self.forget(stream)
@@ -203,7 +210,6 @@ class Conversation:
     def forget(self, stream: int) -> None:
         """It is not open any more."""
         self._streams.pop(stream, None)
-        self._aborted.pop(stream, None)
 
     def _ask(self, message: Any, read: Callable[[Any], T]) -> Ask[T]:
         return Ask(call=message.call, frame=_encode(message), read=read)
