@@ -2,6 +2,7 @@
 
 import mmap
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -110,6 +111,29 @@ def test_a_pool_that_is_not_contiguous_is_refused_by_number():
         Pages([whole, whole[:, :4]])
     with pytest.raises(ValueError, match="1 splits for 2 pool tensors"):
         Pages([whole, whole], splits=[Split()])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint32])
+def test_page_tables_of_numpy_are_taken_whatever_their_integers(dtype):
+    pool = numbered((9, 8), torch.uint8)
+    other, table = torch.zeros_like(pool), np.array([7, 0, 3, 1], dtype=dtype)
+    table.flags.writeable = False
+    out, on_device = arena(32), torch.zeros(32, dtype=torch.uint8)
+    Pages([pool]).gather(table, out)
+    Pages([other]).scatter(table, out)
+    assert same(other[[7, 0, 3, 1]], pool[[7, 0, 3, 1]])
+    Pages([pool]).gather(table, on_device)
+    assert bytes(on_device.numpy()) == bytes(out)
+    whole = Pages([torch.zeros_like(pool)], splits=[Split()])
+    whole.scatter_shard(table, out, source=Rank(number=0, of=1), target=Rank(number=0, of=1))
+
+
+@pytest.mark.parametrize("table", [np.array([0.0, 1.0]), torch.tensor([0.0, 1.0])])
+def test_a_table_of_no_integers_is_refused(table):
+    pages = Pages([numbered((4, 8), torch.uint8)])
+    for copy in (pages.gather, pages.scatter):
+        with pytest.raises(TypeError, match="float"):
+            copy(table, arena(16))
 
 
 def test_an_arena_on_the_pool_s_own_device_is_used_as_it_is():

@@ -15,7 +15,7 @@ import torch
 
 from disagg_bench.baseline_nixl import PlainNixl
 from disagg_bench.connections import connect
-from disagg_bench.pool import Pool, draw_pages, page_indices
+from disagg_bench.pool import PageTable, Pool, draw_pages, page_indices
 from disagg_bench.prefill_side import (
     Digest,
     Open,
@@ -221,7 +221,7 @@ class Pair:
         agents = (self.prefill.process.pid, self.decode.process.pid)
         return sum(map(cpu_s, (os.getpid(), self._other.pid, *agents)))
 
-    def _check(self, own: dict[str, torch.Tensor], repetition: int) -> None:
+    def _check(self, own: dict[str, PageTable], repetition: int) -> None:
         self._pool.check_pages(own, draw_pages(self.shape, side="prefill", repetition=repetition))
 
     def _agent(self, role: str, peers: tuple[str, ...]) -> LocalAgent:

@@ -14,6 +14,8 @@ import torch
 from disagg_bench.shapes import WORD_BYTES, Block, Items, Shape
 from disagg_transfer.engines.pages import Pages
 
+PageTable = np.ndarray[Any, np.dtype[np.int64]]  # what a request owns, as serving engines hold it
+
 _FACTOR: Final = -7046029254386353131  # odd: every word of the pool is another
 _CHUNK_WORDS: Final = 4 << 20
 
@@ -51,16 +53,16 @@ class Pool:
         words: Any = self.memory.numpy()
         return memoryview(words).cast("B")[:nbytes]
 
-    def gather(self, items: Items, pages: torch.Tensor, out: memoryview) -> None:
+    def gather(self, items: Items, pages: PageTable, out: memoryview) -> None:
         """`pages` are the request's own of the block."""
         part, rows = self._part(items, pages)
         part.gather(rows, out)
 
-    def scatter(self, items: Items, pages: torch.Tensor, payload: memoryview) -> None:
+    def scatter(self, items: Items, pages: PageTable, payload: memoryview) -> None:
         part, rows = self._part(items, pages)
         part.scatter(rows, payload)
 
-    def _part(self, items: Items, pages: torch.Tensor) -> tuple[Pages, torch.Tensor]:
+    def _part(self, items: Items, pages: PageTable) -> tuple[Pages, PageTable]:
         """A slot's items are its tensors, another block's the rows of all of them."""
         block, end = items.block, items.first + items.count
         first, last = (items.first, end) if block.slot else (0, block.tensors)
@@ -85,14 +87,15 @@ class Pool:
         """Nothing of an earlier repetition is left to be taken for this one's."""
         self.memory.zero_()
 
-    def check_pages(self, own: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    def check_pages(self, own: dict[str, PageTable], theirs: dict[str, PageTable]) -> None:
         for block in self.shape.blocks:
             words = _words(block)
             offsets = torch.arange(words)
             for number, tensor in enumerate(self._tensors(block)):
                 first = self._starts[block.name] + number * block.pool_pages * words
-                expected = _values((first + theirs[block.name] * words)[:, None] + offsets)
-                if not torch.equal(tensor.index_select(0, own[block.name]), expected):
+                starts = torch.from_numpy(first + theirs[block.name] * words)
+                expected = _values(starts[:, None] + offsets)
+                if not torch.equal(tensor[own[block.name]], expected):
                     raise WrongPayloadError(
                         f"{self.shape.name}: tensor {number} of {block.name} is not what was sent"
                     )
@@ -114,23 +117,23 @@ class Pool:
             start += block.pool_pages * words
 
 
-def draw_pages(shape: Shape, *, side: str, repetition: int) -> dict[str, torch.Tensor]:
+def draw_pages(shape: Shape, *, side: str, repetition: int) -> dict[str, PageTable]:
     """The pages that a request owns on one side: other ones for every repetition."""
     order = torch.Generator().manual_seed(2 * repetition + (side == "prefill"))
     return {
-        block.name: torch.randperm(block.pool_pages, generator=order)[: block.pages]
+        block.name: torch.randperm(block.pool_pages, generator=order)[: block.pages].numpy()
         for block in shape.blocks
     }
 
 
 def page_indices(
-    shape: Shape, pages: dict[str, torch.Tensor]
+    shape: Shape, pages: dict[str, PageTable]
 ) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
     """The rows of `Pool.descriptors` that these pages are."""
     parts, first = [], 0
     for block in shape.blocks:
         tensors = first + np.arange(block.tensors) * block.pool_pages
-        parts.append((tensors[:, None] + pages[block.name].numpy()).reshape(-1))
+        parts.append((tensors[:, None] + pages[block.name]).reshape(-1))
         first += block.tensors * block.pool_pages
     return np.concatenate(parts).astype(np.int32)
 

@@ -19,10 +19,12 @@ import torch
 
 from disagg_transfer.engines.shards import Rank, Run, Split, runs
 
-Items = torch.Tensor  # int64 rows of the pool, on the pool's device, in the order of the items
-View = memoryview | torch.Tensor  # arena memory: writable; a tensor is uint8 of one dimension
-
 HostRows = np.ndarray[Any, Any]
+
+# Rows of the pool in the order of the items: int64 on the pool's device, or integers of NumPy, which
+# small requests to pools in plain memory should have: torch takes 0.1 ms to cut and to unwrap them.
+Items = torch.Tensor | HostRows
+View = memoryview | torch.Tensor  # arena memory: writable; a tensor is uint8 of one dimension
 
 # Copied, never computed with: the complex type is torch's one word of 16 bytes.
 _WORDS: Final = (torch.complex128, torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -58,32 +60,36 @@ class Pages:
     def gather(self, items: Items, out: View) -> None:
         """Copy these rows into arena memory, where they are on return: offer it, free the rows.
 
-        Raises ValueError when `out` is not as long as the rows.
+        Raises ValueError when `out` is not as long as the rows, IndexError or TypeError for items
+        that are no rows of the pools.
         """
         if self._in_plain_memory(out):
             index = self._index(items)
             for pool, part in self._parts(out, len(index)):
                 np.take(pool, index, out=part, mode="clip")  # any other mode buffers the output
             return
-        flat = _flat(out, self._sizes, len(items))
+        chosen = self._on_device(items)
+        flat = _flat(out, self._sizes, len(chosen))
         with self._beside_the_engine():
-            for rows, block in self._pairs(flat, len(items)):
-                _select(rows, items, block)
+            for rows, block in self._pairs(flat, len(chosen)):
+                _select(rows, chosen, block)
 
     def scatter(self, items: Items, payload: View) -> None:
         """Copy arena memory into these rows, where it is on return: give the memory back.
 
-        Raises ValueError when `payload` is not as long as the rows.
+        Raises ValueError when `payload` is not as long as the rows, IndexError or TypeError for
+        items that are no rows of the pools.
         """
         if self._in_plain_memory(payload):
             index = self._index(items)
             for pool, part in self._parts(payload, len(index)):
                 pool[index] = part
             return
-        flat = _flat(payload, self._sizes, len(items))
+        chosen = self._on_device(items)
+        flat = _flat(payload, self._sizes, len(chosen))
         with self._beside_the_engine():
-            for rows, block in self._pairs(flat, len(items)):
-                rows.index_copy_(0, items, block.to(self._device, non_blocking=True))
+            for rows, block in self._pairs(flat, len(chosen)):
+                rows.index_copy_(0, chosen, block.to(self._device, non_blocking=True))
 
     def scatter_shard(self, items: Items, payload: View, *, source: Rank, target: Rank) -> None:
         """Copy what another rank's payload holds of these rows; a call for each source rank.
@@ -96,23 +102,30 @@ class Pages:
             _axis(shape, split, row_bytes=rows.shape[1], target=target)
             for shape, split, rows in zip(self._shapes, self._splits, self._rows, strict=True)
         ]
+        chosen = self._on_device(items)
         with self._beside_the_engine():
             sizes = [axis.item_bytes(source) for axis in axes]
-            blocks = _blocks(_flat(payload, sizes, len(items)), sizes, len(items))
+            blocks = _blocks(_flat(payload, sizes, len(chosen)), sizes, len(chosen))
             for rows, axis, block in zip(self._rows, axes, blocks, strict=True):
                 there = block.to(self._device, non_blocking=True)
-                axis.scatter(rows, items, there, source=source, target=target)
+                axis.scatter(rows, chosen, there, source=source, target=target)
 
     def _in_plain_memory(self, view: View) -> bool:
         return bool(self._host) and (isinstance(view, memoryview) or view.device.type == "cpu")
 
     def _index(self, items: Items) -> HostRows:
         """NumPy would clip a wrong row, or count it from the end."""
-        index: HostRows = items.numpy()
+        given = items.numpy() if isinstance(items, torch.Tensor) else items
+        index: HostRows = given.astype(np.int64, casting="same_kind", copy=False)
         rows = self._least_rows
         if len(index) and np.maximum.reduce(index.view(np.uint64)) >= rows:  # -1 is huge there
             raise IndexError(f"items {index.min()}..{index.max()} of pools of {rows} rows")
         return index
+
+    def _on_device(self, items: Items) -> torch.Tensor:
+        if isinstance(items, torch.Tensor):
+            return items
+        return torch.tensor(self._index(items), device=self._device)
 
     def _parts(self, view: View, items: int) -> Iterator[tuple[HostRows, HostRows]]:
         """Each tensor's rows and its part of the chunk, as whole rows.
@@ -161,7 +174,13 @@ class _Axis:
         return self.outer * entries * self.entry_bytes
 
     def scatter(
-        self, rows: torch.Tensor, items: Items, payload: torch.Tensor, *, source: Rank, target: Rank
+        self,
+        rows: torch.Tensor,
+        items: torch.Tensor,
+        payload: torch.Tensor,
+        *,
+        source: Rank,
+        target: Rank,
     ) -> None:
         whole = (Run(source=0, target=0, length=self.entries),)
         parts = runs(self.split, source=source, target=target) if self.split.groups else whole
@@ -226,7 +245,7 @@ def _host(pools: Sequence[torch.Tensor]) -> tuple[HostRows, ...]:
     return tuple(rows.numpy().view(f"V{rows.shape[1]}")[:, 0] for rows in pools)
 
 
-def _select(rows: torch.Tensor, items: Items, out: torch.Tensor) -> None:
+def _select(rows: torch.Tensor, items: torch.Tensor, out: torch.Tensor) -> None:
     if rows.device == out.device:
         torch.index_select(rows, 0, items, out=out)
     else:
