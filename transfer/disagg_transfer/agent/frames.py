@@ -13,7 +13,7 @@ from disagg_transfer.agent.ports import spawning
 from disagg_transfer.agent.pulse import Pulse
 from disagg_transfer.codec import unframed
 
-_READ_BYTES: Final = 16 << 10
+_READ_BYTES: Final = 4 << 10  # of each connection, strangers' too: few frames are longer
 _UNASKED_BYTES: Final = 16 << 10  # held of a connection that nobody asks for its next frame
 
 
