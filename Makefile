@@ -33,6 +33,8 @@ $(VENV)/.ready:
 	touch $@; echo "setup: Python environment ... $$((SECONDS - start)) s"
 
 UV_VERSION := 0.13.9
+# Most tests wait most of the time: two at once keep two cores half busy, each with its API server.
+TEST_PROCESSES ?= 2
 
 cluster: setup ## Start the embedded cluster with the images loaded (root; Debian)
 	@$(BIN)/python -m disagg_cluster up
@@ -45,7 +47,7 @@ test: test-unit test-cluster ## All tests, end to end included
 test-unit: setup ## Tests that need no node: pure logic, real processes on loopback, a real API server
 	@# Minutes on a new machine, so not within the time limit of the first test that needs them.
 	@$(BIN)/python -m disagg_cluster build >/dev/null
-	@$(BIN)/python -m pytest -m "not cluster"
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope -m "not cluster"
 
 test-cluster: setup ## Tests in real pods on the embedded cluster
 	@$(BIN)/python -m pytest -m cluster e2e/scenarios/tests e2e/cluster/tests -p no:randomly
