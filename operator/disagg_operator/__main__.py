@@ -92,14 +92,17 @@ async def lead(
         working = asyncio.create_task(operate(runtime, stop=stop, ready=ready))
         try:
             await asyncio.wait({holding, working}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise LeadershipLostError(f"Lease {namespace}/{name} was not renewed in time")
         finally:
+            lost = not working.done()
             runtime.gateway.permitted = lambda: False
             runtime.metrics.leads = False
             holding.cancel()
             working.cancel()
-        # Whatever ended the work: kopf has stopped all loops by now.
+            # Here kopf stops all loops, and what loses its cancellation is cancelled again. As the
+            # process ends everything is cancelled just once, and the process would stay.
+            await asyncio.gather(holding, working, return_exceptions=True)
+        if lost:
+            raise LeadershipLostError(f"Lease {namespace}/{name} was not renewed in time")
         await election.release()
         await working
 
