@@ -6,7 +6,8 @@ keep what was deleted while nothing could be watched. What the loops look at is 
 """
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import kopf
@@ -47,6 +48,16 @@ class NoDifferences(kopf.DiffBaseStorage):
         pass
 
 
+class Steadily:
+    """The pauses between kopf's attempts, seconds, without end. A watch that gives up ends the
+    operator: for all namespaces, where a single one refuses it.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (1, 2, 5)
+        yield from itertools.repeat(10)
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.watching.connect_timeout = gateway.CONNECT_S
@@ -54,6 +65,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.inactivity_timeout = gateway.SILENT_S
     settings.networking.request_timeout = 15
     settings.networking.connect_timeout = 5
+    settings.networking.error_backoffs = Steadily()
     # Watching namespaces and CRDs would need cluster-wide rights; the CRD is awaited at start.
     settings.scanning.disabled = True
     # Another operator's peering object must not pause this one.
@@ -88,7 +100,9 @@ def _register_daemon(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
             namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"]
         )
         sight = Sight(
-            store=runtime.store, resource=resource, complete=lambda: runtime.watches.complete
+            store=runtime.store,
+            resource=resource,
+            complete=lambda: runtime.watches.complete(resource.namespace),
         )
         loop = ResourceLoop(
             runtime=runtime,

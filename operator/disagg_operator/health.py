@@ -1,4 +1,4 @@
-"""Whether this process still does its work: what the kubelet's liveness probe asks."""
+"""Whether this process still does its work, and all of it: what the kubelet's probes ask."""
 
 from dataclasses import dataclass, field
 
@@ -15,8 +15,14 @@ class Health:
     runtime: Runtime
     _alone_since: dict[str, float] = field(default_factory=dict)  # by uid
 
+    def shortcomings(self) -> list[str]:
+        """Of readiness: the complaints, and what a new process would not do better either."""
+        return self.complaints() + [
+            f"not let in: {refusal}" for refusal in self.runtime.watches.refusals
+        ]
+
     def complaints(self) -> list[str]:
-        """One line for each thing that is wrong, with the names of what it is about."""
+        """Of liveness: one line for each thing that is wrong, with the names of what it is about."""
         found = {
             "passes that do not end": self._stuck_passes(),
             "watches that bring nothing": self.runtime.watches.stuck,

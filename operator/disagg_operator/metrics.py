@@ -61,6 +61,7 @@ class Metrics:
     resources: int = 0
     queued: int = 0
     pollers: int = 0
+    refused_watches: int = 0
     leads: bool = False
 
     def count_request(self, verb: str, *, resource: str, code: int) -> None:
@@ -89,6 +90,11 @@ def _own_work(metrics: Metrics) -> Iterator[str]:
     yield from _gauge("resources", "DisaggDeployments with a running loop.", metrics.resources)
     yield from _gauge("queue_depth", "Resources that wait for a pass.", metrics.queued)
     yield from _gauge("report_pollers", "Agents being polled for reports.", metrics.pollers)
+    yield from _gauge(
+        "refused_watches",
+        "Kinds that the operator may not list or watch, counted by namespace.",
+        metrics.refused_watches,
+    )
     yield from _gauge("leader", "1 while this process leads.", int(metrics.leads))
     name = "disagg_operator_group_restarts_total"
     yield from _head(name, "counter", "Groups that were replaced because a member was lost.")

@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Final
 
-from disagg_operator.errors import ApiError, ApiGoneError, LeadershipLostError
+from disagg_operator.errors import (
+    ApiError,
+    ApiForbiddenError,
+    ApiGoneError,
+    LeadershipLostError,
+)
 from disagg_operator.gateway import Gateway
 from disagg_operator.kinds import Json, Kind
 from disagg_operator.pacing import backoff_s
@@ -55,10 +60,15 @@ class Watches:
         ]
         self._clock = clock
 
-    @property
-    def complete(self) -> bool:
-        """Whether the store has had everything once: what is not in it then is not there."""
-        return all(watch.listed for watch in self._all)
+    def complete(self, namespace: str | None) -> bool:
+        """Whether the store has had everything once, of one namespace or (None) of all: what is not
+        in it then is not there.
+        """
+        return all(
+            watch.listed
+            for watch in self._all
+            if None in {namespace, watch.namespace} or watch.namespace == namespace
+        )
 
     @property
     def stuck(self) -> list[str]:
@@ -66,11 +76,16 @@ class Watches:
         limit = self._clock() - STUCK_AFTER_S
         return sorted({watch.kind.plural for watch in self._all if watch.heard_at < limit})
 
+    @property
+    def refusals(self) -> list[str]:
+        """What the operator may not list or watch, in the server's words."""
+        return sorted(watch.refusal for watch in self._all if watch.refusal)
+
     def begin(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         return [group.create_task(watch.run()) for watch in self._all]
 
-    def _listed(self) -> None:
-        if self.complete:
+    def _listed(self, namespace: str | None) -> None:
+        if self.complete(namespace):
             self._store.wake_all()
 
 
@@ -85,12 +100,13 @@ class Watch:
         kind: Kind,
         namespace: str | None,
         clock: Callable[[], float],
-        on_listed: Callable[[], None],
+        on_listed: Callable[[str | None], None],
     ) -> None:
-        self.kind, self.listed = kind, False
+        self.kind, self.namespace, self.listed = kind, namespace, False
+        self.refusal = ""
         self.heard_at = math.inf  # until it runs
         self._gateway, self._store, self._clock = gateway, store, clock
-        self._namespace, self._on_listed = namespace, on_listed
+        self._on_listed = on_listed
         self._version = ""  # of the last that was told; empty while a list is due
         self._failures = 0
 
@@ -105,6 +121,11 @@ class Watch:
                 logger.info("%s are listed anew: %s", self.kind.plural, error)
                 self._version = ""
                 await self._pause()
+            except ApiForbiddenError as error:
+                # An answer: neither is the watch stuck, nor would a new process be let in.
+                self._heard(refusal=str(error))
+                logger.warning("%s are not watched: %s", self.kind.plural, error)
+                await self._pause()
             except ApiError as error:
                 logger.warning("%s are not watched: %s", self.kind.plural, error)
                 await self._pause(least_s=error.retry_after_s)
@@ -116,32 +137,36 @@ class Watch:
         """Everything as it is now; returns the version from which to watch."""
         uids, token = set[str](), ""
         while True:
-            page = await self._gateway.page(self.kind, namespace=self._namespace, token=token)
-            self.heard_at = self._clock()
+            page = await self._gateway.page(self.kind, namespace=self.namespace, token=token)
+            self._heard()
             for body in page["items"]:
                 uids.add(body["metadata"]["uid"])
                 self._put(body)
             token = page["metadata"].get("continue", "")
             if not token:
                 break
-        self._store.keep(self.kind, uids, namespace=self._namespace)
+        self._store.keep(self.kind, uids, namespace=self.namespace)
         if not self.listed:
             self.listed = True
-            self._on_listed()
+            self._on_listed(self.namespace)
         version: str = page["metadata"]["resourceVersion"]
         return version
 
     async def _follow(self) -> None:
         """Until the server ends the watch."""
         began_at = self._clock()
-        watch = self._gateway.watch(self.kind, namespace=self._namespace, since=self._version)
+        watch = self._gateway.watch(self.kind, namespace=self.namespace, since=self._version)
         async with aclosing(watch) as events:
             async for event in events:
                 self._take(event)
-                self.heard_at, self._failures = self._clock(), 0
-        self.heard_at = self._clock()
+                self._heard()
+                self._failures = 0
+        self._heard()
         if self.heard_at - began_at < BRIEF_S:
             await self._pause()
+
+    def _heard(self, *, refusal: str = "") -> None:
+        self.heard_at, self.refusal = self._clock(), refusal
 
     def _take(self, event: Json) -> None:
         told, body = event["type"], event["object"]

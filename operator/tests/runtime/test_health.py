@@ -22,7 +22,7 @@ class Desk:
             running={},
             wakeups=Wakeups(),
             store=Store(wake=lambda owner: None),
-            watches=SimpleNamespace(stuck=[]),
+            watches=SimpleNamespace(stuck=[], refusals=[]),
         )
         self.health = Health(self.runtime)
 
@@ -50,6 +50,14 @@ def test_a_pass_that_never_ends(desk):
 def test_a_watch_that_is_stuck(desk):
     desk.runtime.watches.stuck = ["pods", "services"]
     assert desk.health.complaints() == ["watches that bring nothing: pods, services"]
+
+
+def test_what_the_server_refuses_is_a_matter_of_readiness_alone(desk):
+    desk.runtime.watches.refusals = ["list pods of team-b: forbidden"]
+    assert desk.health.complaints() == []
+    assert desk.health.shortcomings() == ["not let in: list pods of team-b: forbidden"]
+    desk.runtime.watches.stuck = ["services"]
+    assert len(desk.health.shortcomings()) == 2
 
 
 def test_a_resource_that_kopf_has_not_brought(desk):

@@ -1,10 +1,12 @@
 """What the operator mends of kopf."""
 
 import asyncio
+import itertools
 
 import kopf
 
 from disagg_operator import kopf_quirks
+from disagg_operator.handlers import kopf_settings
 
 
 async def test_a_watcher_that_loses_its_cancellation_is_cancelled_again():
@@ -37,3 +39,12 @@ def test_a_body_is_light_in_kopfs_hands_too():
     }
     kopf_quirks.lighten(kopf.Body(raw))
     assert raw == {"metadata": {"name": "a"}, "spec": {}}
+
+
+def test_kopf_asks_on_without_end_and_at_least_every_ten_seconds():
+    pauses = kopf_settings().networking.error_backoffs
+    for _ in range(2):  # each request begins anew
+        asked = list(itertools.islice(pauses, 1000))
+        assert len(asked) == 1000
+        assert asked[0] == 1
+        assert max(asked) == 10

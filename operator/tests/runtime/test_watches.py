@@ -37,9 +37,12 @@ class FaultyServer:
         self.services, self.version = {}, 1
         self.requests, self.told = [], asyncio.Queue()
         self.refusals, self.next = [], None
+        self.closed = ""  # a namespace
 
     async def handle(self, request):
         self.requests.append(dict(request.query))
+        if self.closed and f"/namespaces/{self.closed}/" in request.path:
+            return web.json_response({"kind": "Status", "message": "closed"}, status=403)
         if self.refusals:
             code = self.refusals.pop(0)
             headers = {"Retry-After": "1"} if code == 429 else {}
@@ -82,7 +85,7 @@ class FaultyServer:
 
 
 class Desk:
-    def __init__(self, server, gateway):
+    def __init__(self, server, gateway, namespaces=(None,)):
         self.server, self.gateway, self.now = server, gateway, 0.0
         self.woken = []
         self.store = Store(wake=self.woken.append)
@@ -90,7 +93,7 @@ class Desk:
             gateway=gateway,
             store=self.store,
             kinds=[Kind.SERVICE],
-            namespaces=[None],
+            namespaces=namespaces,
             clock=lambda: self.now,
         )
 
@@ -116,7 +119,7 @@ async def desk(gateway_to, monkeypatch):
         async with asyncio.TaskGroup() as group:
             [found.running] = found.watches.begin(group)
             # The first watch follows the list by itself: what a test counts begins after it.
-            await found.until(lambda: found.watches.complete and server.since())
+            await found.until(lambda: found.watches.complete("ns") and server.since())
             yield found
             found.running.cancel()
 
@@ -256,6 +259,39 @@ async def test_a_watch_that_brings_nothing_is_stuck_once_it_had_time_to_heal(des
     desk.server.refusals = [500] * 1000
     desk.now += STUCK_AFTER_S + 1
     assert desk.watches.stuck == ["services"]
+
+
+async def test_a_watch_that_is_refused_is_told_and_is_not_stuck(desk):
+    desk.server.refusals = [403] * 3
+    desk.server.end_watch()
+    await desk.until(lambda: desk.watches.refusals)
+    assert "/api/v1/services" in desk.watches.refusals[0]
+    desk.now += STUCK_AFTER_S + 1
+    await desk.until(lambda: not desk.server.refusals and not desk.watches.stuck)
+    desk.server.say("ADDED", service("f", version=2))
+    await desk.until(lambda: "f" in desk.revisions())
+    assert desk.watches.refusals == []
+
+
+async def test_a_closed_namespace_holds_no_other_up_and_is_complete_once_it_opens(gateway_to):
+    server = FaultyServer()
+    server.closed = "closed"
+    async with gateway_to(server) as gateway:
+        desk = Desk(server, gateway, namespaces=["ns", "closed"])
+        desk.store.put(Kind.RESOURCE, {"metadata": {"namespace": "ns", "name": "tiny", "uid": "r"}})
+        desk.woken.clear()
+        async with asyncio.TaskGroup() as group:
+            tasks = desk.watches.begin(group)
+            desk.running = tasks[0]
+            await desk.until(lambda: desk.watches.complete("ns") and desk.watches.refusals)
+            assert desk.woken == [OWNER]
+            assert not desk.watches.complete("closed")
+            assert not desk.watches.complete(None)
+            server.closed = ""
+            await desk.until(lambda: desk.watches.complete("closed"))
+            assert desk.watches.refusals == []
+            for task in tasks:
+                task.cancel()
 
 
 async def test_watches_that_do_not_run_are_not_stuck(desk):
