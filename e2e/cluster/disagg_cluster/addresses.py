@@ -4,9 +4,10 @@
 """
 
 import json
+import random
 import socket
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -26,6 +27,10 @@ CLUSTER_DOMAIN = "cluster.local"
 NODE_NAME = "disagg-node"
 LOOPBACK = "127.0.0.1"
 DEFAULT_BASE_PORT = 16440
+# Second octets of loopback networks for pods that are simulated, by kwok and by tests.
+KWOK_OCTETS = range(64, 128)
+TEST_OCTETS = range(2, 64)
+_HELD_PORT = DEFAULT_BASE_PORT - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +63,26 @@ class Ports:
         return cls(**dict(zip((field.name for field in fields(cls)), numbers, strict=True)))
 
 
-def kwok_loopback_network(ports: Ports) -> str:
-    """Where whoever simulates the pods can answer for them, without root.
+@contextmanager
+def own_network(octets: range) -> Iterator[int]:
+    """The N of a network 127.N.0.0/16 that nobody else here has: whoever simulates its pods can
+    answer for them, without root.
 
-    One of 64 by the cluster's ports: two clusters on a machine would give the same addresses.
+    A socket bound in it holds it, so that it is free again however the process ends. MachineError
+    when all are taken.
     """
-    return f"127.{64 + ports.kwok % 64}.0.0/16"
+    for octet in random.sample(octets, len(octets)):
+        with socket.socket() as holder:
+            try:
+                holder.bind((f"127.{octet}.255.254", _HELD_PORT))
+            except OSError:
+                continue
+            yield octet
+            return
+    raise MachineError(
+        f"all loopback networks 127.{octets.start} to 127.{octets.stop - 1} are taken, or port "
+        f"{_HELD_PORT} is; end the clusters and tests that have them"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +92,11 @@ class Settings:
     ports: Ports
     with_node: bool
     kwok_nodes: int = 0
-    kwok_on_loopback: bool = False
+    kwok_network: str = KWOK_POD_NETWORK
+
+    @property
+    def kwok_on_loopback(self) -> bool:
+        return self.kwok_network != KWOK_POD_NETWORK
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
@@ -88,7 +111,7 @@ class Settings:
                 ports=Ports(**raw["ports"]),
                 with_node=bool(raw["with_node"]),
                 kwok_nodes=int(raw["kwok_nodes"]),
-                kwok_on_loopback=bool(raw.get("kwok_on_loopback", False)),
+                kwok_network=str(raw.get("kwok_network", KWOK_POD_NETWORK)),
             )
         except FileNotFoundError:
             return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from disagg_cluster import controlplane, kwok, machine, node, processes, teardown
-from disagg_cluster.addresses import NODE_NAME, Ports, Settings
+from disagg_cluster.addresses import KWOK_OCTETS, NODE_NAME, Ports, Settings, own_network
 from disagg_cluster.api import ApiClient, wait_for
 from disagg_cluster.binaries import KWOK, ensure_binaries, locked
 from disagg_cluster.controlplane import Component
@@ -188,16 +188,20 @@ def _had_node(layout: Layout) -> bool:
 def control_plane(directory: Path | None = None, *, kwok_nodes: int = 0) -> Iterator[Path]:
     """An API server with nothing else running on the machine: yields the admin kubeconfig's path.
 
-    Takes about 5 s, needs no root, uses free ports, and is gone at the end; any number can run side
-    by side. Pods are scheduled nowhere without `kwok_nodes`; those of simulated nodes have addresses
+    Takes about 5 s, needs no root, uses free ports, and is gone at the end; 64 can run side by
+    side. Pods are scheduled nowhere without `kwok_nodes`; those of simulated nodes have addresses
     of the loopback network.
     """
     with contextlib.ExitStack() as cleanup:
         if directory is None:
             directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory("-disagg-api")))
         layout = Layout(root=directory)
+        octet = cleanup.enter_context(own_network(KWOK_OCTETS))
         settings = Settings(
-            ports=Ports.free(), with_node=False, kwok_nodes=kwok_nodes, kwok_on_loopback=True
+            ports=Ports.free(),
+            with_node=False,
+            kwok_nodes=kwok_nodes,
+            kwok_network=f"127.{octet}.0.0/16",
         )
         cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
         cleanup.callback(stop_processes, layout)

@@ -3,13 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from disagg_cluster.addresses import (
-    KWOK_POD_NETWORK,
-    LOOPBACK,
-    NODE_ADDRESS,
-    Settings,
-    kwok_loopback_network,
-)
+from disagg_cluster.addresses import LOOPBACK, NODE_ADDRESS, Settings
 from disagg_cluster.api import ApiClient, is_healthy
 from disagg_cluster.binaries import KWOK, module_folder
 from disagg_cluster.controlplane import Component
@@ -79,7 +73,6 @@ def write_kwok_files(layout: Layout) -> None:
 def kwok(layout: Layout, binaries: Path, settings: Settings) -> Component:
     ports = settings.ports
     stages = layout.configs / "kwok.yaml"
-    loopback = settings.kwok_on_loopback
     program = Program(
         name="kwok",
         argv=(
@@ -87,7 +80,7 @@ def kwok(layout: Layout, binaries: Path, settings: Settings) -> Component:
             f"--kubeconfig={layout.kubeconfigs / 'kwok.yaml'}",
             f"--config={stages}",
             f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
-            f"--cidr={kwok_loopback_network(ports) if loopback else KWOK_POD_NETWORK}",
+            f"--cidr={settings.kwok_network}",
             f"--disregard-status-with-annotation-selector={DEAD}=true",
             f"--node-ip={NODE_ADDRESS}",
             f"--node-lease-duration-seconds={LEASE_S}",

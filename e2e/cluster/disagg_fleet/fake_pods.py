@@ -3,19 +3,26 @@
 import asyncio
 import contextlib
 import itertools
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
 from kubernetes.aio import client
 
+from disagg_cluster.addresses import TEST_OCTETS, own_network
 from disagg_transfer.contract import HTTP_PORT, PATH_REPORT, Report, report_token
 
 # The server is being started again, or refuses a kind that it begins to serve.
 AWAY: Final = (client.ApiException, aiohttp.ClientError)
 _LOOK_S: Final = 0.05
+
+
+def _addresses() -> Iterator[str]:
+    """Of a network that no other process of this machine has, for as long as this one lives."""
+    with own_network(TEST_OCTETS) as octet:
+        for number in itertools.count(2):
+            yield f"127.{octet}.{number // 250}.{number % 250 + 1}"
 
 
 class FakeKubelet:
@@ -24,10 +31,7 @@ class FakeKubelet:
     `running` makes the status of a pod that runs, of its manifest.
     """
 
-    # Other tests on this machine may use other loopback addresses at the same port; those from
-    # 127.64.0.0 on are kwok's.
-    addresses = itertools.count(2)
-    network = f"127.{random.randint(2, 63)}"  # noqa: S311 - nothing secret
+    addresses = _addresses()
 
     def __init__(
         self,
@@ -56,7 +60,7 @@ class FakeKubelet:
             await self.follow_gates(pod)
 
     async def start(self, pod: client.V1Pod) -> None:
-        number = next(self.addresses)
+        address = next(self.addresses)
         spec = {
             "initContainers": [
                 {"name": c.name, "image": c.image} for c in pod.spec.init_containers or ()
@@ -65,8 +69,7 @@ class FakeKubelet:
         }
         gates = [{"conditionType": g.condition_type} for g in pod.spec.readiness_gates or ()]
         status = self.running({"spec": {**spec, "readinessGates": gates}})
-        status["podIP"] = f"{self.network}.{number // 250}.{number % 250 + 1}"
-        status["podIPs"] = [{"ip": status["podIP"]}]
+        status |= {"podIP": address, "podIPs": [{"ip": address}]}
         await self._tell(pod, status)
 
     async def follow_gates(self, pod: client.V1Pod) -> None:

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from disagg_cluster import kwok, network, node, teardown
-from disagg_cluster.addresses import KWOK_POD_NETWORK, LAST_REAL_POD_ADDRESS, Ports
+from disagg_cluster.addresses import (
+    KWOK_POD_NETWORK,
+    LAST_REAL_POD_ADDRESS,
+    Ports,
+    own_network,
+)
+from disagg_cluster.errors import MachineError
 from disagg_cluster.layout import Layout, write_when_changed
 
 PORTS = Ports.from_base(20000)
@@ -54,6 +60,16 @@ def test_pods_have_no_way_out_of_the_machine(layout):
 def test_simulated_pods_never_get_the_address_of_a_real_one():
     simulated = ipaddress.ip_network(KWOK_POD_NETWORK)
     assert ipaddress.ip_address(LAST_REAL_POD_ADDRESS) < simulated.network_address
+
+
+def test_each_has_a_loopback_network_of_its_own_until_it_ends():
+    two = range(200, 202)  # of nobody else
+    with own_network(two) as one, own_network(two) as other:
+        assert {one, other} == set(two)
+        with pytest.raises(MachineError, match=r"127\.200 to 127\.201 are taken"), own_network(two):
+            pass
+    with own_network(range(200, 201)) as again:
+        assert again == 200
 
 
 def test_simulated_nodes_are_h200_nodes_and_tainted_beside_a_real_one():
