@@ -5,6 +5,7 @@ Decode is told which other decode pods there are, too, so that all of them choos
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from disagg_transfer.agent.session import Connection, Session
@@ -25,6 +26,15 @@ TELL_EVERY_S: Final = 1.0
 MAX_PODS: Final = 4096
 
 
+@dataclass(slots=True, eq=False)
+class _Held:
+    """From the moment it is asked for: that it is done may be the very next word."""
+
+    number: int
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
 class Samples:
     messages: Final = (SampleWanted, SampleDone)
 
@@ -38,8 +48,7 @@ class Samples:
         connections: Callable[[], Iterable[Connection]],
     ) -> None:
         self._storage, self._connections = storage, connections
-        self._held: dict[Session, asyncio.Task[None]] = {}
-        self._done: dict[Session, tuple[int, asyncio.Event]] = {}
+        self._held: dict[Session, _Held] = {}
 
     async def run(self) -> None:
         """Tell every decode pod which others there are; again within a second of a change."""
@@ -58,33 +67,37 @@ class Samples:
             case SampleWanted():
                 self._wanted(session, message)
             case SampleDone(number=number):
-                wanted, done = self._done.get(session, (-1, None))
-                if done is not None and wanted == number:
-                    done.set()
+                held = self._held.get(session)
+                if held is not None and held.number == number:
+                    del self._held[session]
+                    held.done.set()
 
     def on_session_lost(self, session: Session) -> None:
-        task = self._held.get(session)
-        if task is not None:
-            task.cancel()
+        held = self._held.get(session)
+        if held is not None and held.task is not None:
+            held.task.cancel()
 
     def _wanted(self, session: Session, wanted: SampleWanted) -> None:
         if session in self._held or len(self._held) >= MAX_HELD:
             detail = f"{len(self._held)} samples are held already"
             session.send(SampleRefused(number=wanted.number, detail=detail))
             return
-        task = asyncio.create_task(self._hold(session, wanted))
-        self._held[session] = task
-        task.add_done_callback(lambda _: self._held.pop(session, None))
+        held = self._held[session] = _Held(wanted.number)
+        held.task = asyncio.create_task(self._hold(session, wanted, held.done))
+        held.task.add_done_callback(lambda _: self._ended(session, held))
 
-    async def _hold(self, session: Session, wanted: SampleWanted) -> None:
+    def _ended(self, session: Session, held: _Held) -> None:
+        """It is kept until here, whatever has become of its place."""
+        if self._held.get(session) is held:
+            del self._held[session]
+
+    async def _hold(self, session: Session, wanted: SampleWanted, done: asyncio.Event) -> None:
         storage = self._storage(session.ours)
         span = storage.spare(wanted.nbytes)
         if span is None:
             detail = f"no {wanted.nbytes} bytes of the arena are idle"
             session.send(SampleRefused(number=wanted.number, detail=detail))
             return
-        done = asyncio.Event()
-        self._done[session] = (wanted.number, done)
         try:
             data = await asyncio.to_thread(pattern, wanted.seed, wanted.nbytes)
             storage.write(span, data)
@@ -94,5 +107,4 @@ class Samples:
         except TimeoutError:
             pass
         finally:
-            del self._done[session]
             storage.free(span)
