@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any
 
 from disagg_transfer.accounting import Part
@@ -89,9 +89,9 @@ class Decode:
                 raise misuse(f"{type(call).__name__} is a prefill engine's call")
         return Done(call=call.call)
 
-    async def answer(self, call: Call, send: Send) -> None:
+    def answer(self, call: Call, send: Send) -> Coroutine[Any, Any, None]:
         assert isinstance(call, Stream)
-        await self._stream(call, send)
+        return self._finish(self._begin(call, send))
 
     def take(self, word: Word) -> None:
         pull = None if isinstance(word, OfferPayload) else self._streams.get(word.stream)
@@ -105,7 +105,7 @@ class Decode:
             case _:
                 _log.warning("%s of no stream under way is ignored", type(word).__name__)
 
-    async def _stream(self, call: Stream, send: Send) -> None:
+    def _begin(self, call: Stream, send: Send) -> Gathering:
         if call.room in self._rooms:
             raise misuse(f"room {call.room} is in flight; every request needs a room of its own")
         try:
@@ -123,7 +123,11 @@ class Decode:
             failed=self._failed,
         )
         self._rooms[call.room] = self._streams[call.call] = pull
-        await pull.run()
+        pull.begin()
+        return pull
+
+    async def _finish(self, pull: Gathering) -> None:
+        await pull.arrive()
         self._succeeded(pull)
 
     def _parts(self, call: Stream) -> dict[str, Part]:

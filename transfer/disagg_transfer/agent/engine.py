@@ -1,6 +1,6 @@
 """The engine that is registered with this agent, and the desk that serves its role."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,8 +60,10 @@ class Desk(Protocol):
     def answer_now(self, call: Call) -> Answer | None:
         """None where `answer` has to wait for something."""
 
-    async def answer(self, call: Call, send: Send) -> None:
-        """Send every answer; raise what the call is refused for."""
+    def answer(self, call: Call, send: Send) -> Coroutine[Any, Any, None]:
+        """Take the call up: the engine's next word may be about it. What is returned sends every
+        answer; either raises what the call is refused for.
+        """
 
     def take(self, word: Word) -> None: ...
 

@@ -13,10 +13,10 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from disagg_transfer.agent.engine import Engine
 from disagg_transfer.agent.frames import Bounds, FrameStream, accepting
@@ -178,22 +178,28 @@ class EngineSocket:
             raise WireError("an engine registers once per connection")
         try:
             answer = rank.desk.answer_now(call)
+            if answer is not None:
+                _send(stream, answer)
+            else:
+                self._take_up(call, rank, stream)
+        except WireError:
+            raise  # that ends the connection
         except Exception as error:  # noqa: BLE001  (as in _answer)
-            answer = _refusal(call, error)
-        if answer is not None:
-            _send(stream, answer)
-            return
+            _send(stream, _refusal(call, error))
+
+    def _take_up(self, call: Call, rank: Rank, stream: FrameStream) -> None:
         if len(self._answering) >= MAX_CALLS:
             raise WireError(f"{MAX_CALLS} calls are unanswered already")
-        task = asyncio.create_task(self._answer(call, rank, stream))
+        answers = rank.desk.answer(call, lambda answer: _send(stream, answer))
+        task = asyncio.create_task(self._answer(call, answers, stream))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, call: Call, rank: Rank, stream: FrameStream) -> None:
-        if stream.transport.is_closing():
-            return  # this engine has gone since; the call is nobody's, least of all its successor's
+    async def _answer(
+        self, call: Call, answers: Coroutine[Any, Any, None], stream: FrameStream
+    ) -> None:
         try:
-            await rank.desk.answer(call, lambda answer: _send(stream, answer))
+            await answers
         except Exception as error:  # noqa: BLE001  (a call's outermost guard: it must be answered)
             _send(stream, _refusal(call, error))
 

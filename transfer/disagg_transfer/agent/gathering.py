@@ -103,9 +103,11 @@ class Gathering:
                 totals[name] += (part.items - part.have) * part.item_bytes
         return totals
 
-    async def run(self) -> None:
-        """Return once the request is whole, and delivered as such; else TransferFailed."""
+    def begin(self) -> None:
         self._bootstrapping = asyncio.create_task(self._bootstrap())
+
+    async def arrive(self) -> None:
+        """Return once the request is whole, and delivered as such; else TransferFailed."""
         await self._ended
 
     async def _bootstrap(self) -> None:

@@ -10,7 +10,7 @@ until the engine offers it or says that it stopped.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -125,13 +125,12 @@ class Prefill:
                 raise misuse(f"{type(call).__name__} is a decode engine's call")
         return Done(call=call.call)
 
-    async def answer(self, call: Call, send: Send) -> None:
+    def answer(self, call: Call, send: Send) -> Coroutine[Any, Any, None]:
+        assert isinstance(call, Reserve | AwaitRelease)
+        lease = self._book.get(call.room)
         if isinstance(call, Reserve):
-            send(await self._reserve(call))
-            return
-        assert isinstance(call, AwaitRelease)
-        await self._await_release(call)
-        send(Done(call=call.call))
+            return self._reserve(lease, call, send)
+        return self._await_release(lease, call, send)
 
     def take(self, word: Word) -> None:
         """An offer that cannot be had fails its room; the engine learns it by its next call."""
@@ -178,14 +177,13 @@ class Prefill:
         allowed = self._shares.allow(lease, sum(sizes))
         return self._storage.reserve_now(sizes) if allowed else None
 
-    async def _reserve(self, call: Reserve) -> Reserved:
-        lease = self._book.get(call.room)
+    async def _reserve(self, lease: Lease, call: Reserve, send: Send) -> None:
         spans = await self._wait_for_room(lease, call)
         if lease.failure is not None or self._book.find(call.room) is not lease:
             for span in spans:
                 self._storage.free(span)
             raise lease.failure or misuse(f"room {call.room} has ended")
-        return _reserved(call.call, lease, spans)
+        send(_reserved(call.call, lease, spans))
 
     async def _wait_for_room(self, lease: Lease, call: Reserve) -> tuple[Span, ...]:
         """In turn, for as long as the engine says and the room is under way."""
@@ -215,8 +213,7 @@ class Prefill:
         await self._shares.wait(lease, sum(call.sizes))
         return await self._storage.reserve(call.sizes, begun_at=lease.begun_at)
 
-    async def _await_release(self, call: AwaitRelease) -> None:
-        lease = self._book.get(call.room)
+    async def _await_release(self, lease: Lease, call: AwaitRelease, send: Send) -> None:
         try:
             async with asyncio.timeout(call.timeout_ms / 1000):
                 await _ended(lease)
@@ -226,6 +223,7 @@ class Prefill:
         self._book.close(lease)
         if lease.failure is not None:
             raise lease.failure
+        send(Done(call=call.call))
 
     def _abort(self, call: Abort) -> None:
         lease = self._book.find(call.room)
