@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from disagg_transfer.agent.samples import Samples
+from disagg_transfer.agent.samples import MAX_HELD, Samples
 from disagg_transfer.protocol import SampleDone, SampleReady, SampleRefused, SampleWanted
 
 NBYTES = 64
@@ -87,4 +87,14 @@ async def test_one_that_is_done_as_soon_as_it_is_asked_for_is_not_held(samples, 
     assert {(type(each), each.number) for each in said} == {(SampleReady, 1), (SampleReady, 2)}
     assert storage.lent == 1
     samples.on_session_lost(session)
+    await storage.has_all()
+
+
+async def test_who_asks_and_gives_up_on_and_on_has_no_more_at_work_than_others(samples, storage):
+    session = FakeSession()
+    for number in range(10):
+        samples.on_message(session, wanted(number))
+        samples.on_message(session, SampleDone(number=number))
+    said = [await session.hears() for _ in range(10)]
+    assert sum(isinstance(each, SampleReady) for each in said) == MAX_HELD
     await storage.has_all()

@@ -49,6 +49,7 @@ class Samples:
     ) -> None:
         self._storage, self._connections = storage, connections
         self._held: dict[Session, _Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # of those that are done and let go, too
 
     async def run(self) -> None:
         """Tell every decode pod which others there are; again within a second of a change."""
@@ -78,16 +79,17 @@ class Samples:
             held.task.cancel()
 
     def _wanted(self, session: Session, wanted: SampleWanted) -> None:
-        if session in self._held or len(self._held) >= MAX_HELD:
-            detail = f"{len(self._held)} samples are held already"
+        if session in self._held or len(self._tasks) >= MAX_HELD:
+            detail = f"{len(self._tasks)} samples are held already"
             session.send(SampleRefused(number=wanted.number, detail=detail))
             return
         held = self._held[session] = _Held(wanted.number)
         held.task = asyncio.create_task(self._hold(session, wanted, held.done))
-        held.task.add_done_callback(lambda _: self._ended(session, held))
+        self._tasks.add(held.task)
+        held.task.add_done_callback(lambda task: self._ended(session, held, task))
 
-    def _ended(self, session: Session, held: _Held) -> None:
-        """It is kept until here, whatever has become of its place."""
+    def _ended(self, session: Session, held: _Held, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if self._held.get(session) is held:
             del self._held[session]
 
