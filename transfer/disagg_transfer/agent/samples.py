@@ -26,13 +26,12 @@ TELL_EVERY_S: Final = 1.0
 MAX_PODS: Final = 4096
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Held:
     """From the moment it is asked for: that it is done may be the very next word."""
 
     number: int
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
 
 
 class Samples:
@@ -70,13 +69,15 @@ class Samples:
             case SampleDone(number=number):
                 held = self._held.get(session)
                 if held is not None and held.number == number:
-                    del self._held[session]
-                    held.done.set()
+                    self._let_go(session)
 
     def on_session_lost(self, session: Session) -> None:
-        held = self._held.get(session)
-        if held is not None and held.task is not None:
-            held.task.cancel()
+        self._let_go(session)
+
+    def _let_go(self, session: Session) -> None:
+        held = self._held.pop(session, None)
+        if held is not None:
+            held.done.set()
 
     def _wanted(self, session: Session, wanted: SampleWanted) -> None:
         if session in self._held or len(self._tasks) >= MAX_HELD:
@@ -84,9 +85,9 @@ class Samples:
             session.send(SampleRefused(number=wanted.number, detail=detail))
             return
         held = self._held[session] = _Held(wanted.number)
-        held.task = asyncio.create_task(self._hold(session, wanted, held.done))
-        self._tasks.add(held.task)
-        held.task.add_done_callback(lambda task: self._ended(session, held, task))
+        task = asyncio.create_task(self._hold(session, wanted, held.done))
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._ended(session, held, task))
 
     def _ended(self, session: Session, held: _Held, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
