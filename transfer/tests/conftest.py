@@ -166,7 +166,7 @@ def patient_agents(tmp_path_factory) -> Iterator[Pair]:
 @pytest.fixture(scope="session")
 def hasty_agents(tmp_path_factory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("hasty")
-    limits = {"default": 30, "stages": {"notify": 1.5, "queue": 1.5, "scatter": 1.5}}
+    limits = {"default": 30, "stages": {"notify": 1.0, "queue": 1.0, "scatter": 1.5}}
     with agents(folder, both={"faults": True, "timeouts": limits}) as pair:
         pair.close()
         yield pair

@@ -87,7 +87,7 @@ def test_the_other_side_is_told(pair, rooms, kit, stage, side, told_stage, how):
 
 @pytest.mark.parametrize("stage", ["queue", "notify", "scatter"])
 def test_a_missed_deadline_is_told(hasty, rooms, kit, stage):
-    """Decode keeps the clocks of these; one and a half seconds by the fixture."""
+    """Decode keeps the clocks of these; one to one and a half seconds by the fixture."""
     request = Request(hasty, kit, next(rooms))
     request.reach(stage)
     if stage != "scatter":

@@ -73,9 +73,7 @@ def test_a_withheld_state_type_times_out_by_its_name(hasty, rooms, kit, state_ty
         told = pair_of(agent, state_type).last_failure
         assert (told.room, told.stage) == (room, "notify")
         component = next(part.name for part in hasty.parts if part.state_type == state_type)
-        assert told.detail.startswith(
-            f"no offer of component {component} within 1.5 s; not arrived:"
-        )
+        assert told.detail.startswith(f"no offer of component {component} within 1 s; not arrived:")
     after = row(hasty.decode, state_type)
     assert (after.timeouts, after.failures) == (before.timeouts + 1, before.failures + 1)
     others = {"kv", "swa", "nsa", "mamba"} - {state_type}

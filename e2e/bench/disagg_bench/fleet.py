@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -61,15 +60,8 @@ def _operator(cluster: FleetCluster, folder: Path) -> OperatorProcess:
         cluster.kubeconfig,
         namespace=NAMESPACE,
         log=folder / "operator.log",
-        port=_free_port(),
         log_level="WARNING",
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _stateful_sets(cluster: FleetCluster) -> float:

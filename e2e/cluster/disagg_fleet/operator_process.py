@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Final, Self
@@ -22,13 +24,12 @@ class OperatorProcess:
         *,
         namespace: str,
         log: Path,
-        port: int = 0,
         log_level: str = "INFO",
         lease: str = "",
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
-        self._port = port
+        self._port = _free_port()
         self._environment = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
@@ -36,7 +37,7 @@ class OperatorProcess:
             "DISAGG_ENGINE_IMAGE": "engine:1",
             "DISAGG_ROUTER_IMAGE": "router:1",
             "DISAGG_WATCH_NAMESPACES": namespace,
-            "DISAGG_OPERATOR_PORT": str(port),
+            "DISAGG_OPERATOR_PORT": str(self._port),
             "DISAGG_LOG_LEVEL": log_level,
             "DISAGG_LEASE": lease,
         }
@@ -68,15 +69,28 @@ class OperatorProcess:
         self.process.kill()
         self.process.wait()
 
+    def ask(self, path: str) -> tuple[int, str]:
+        """Status and text of an answer of its HTTP port; OSError while there is none."""
+        url = f"http://127.0.0.1:{self._port}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read().decode()
+
     def metric(self, name: str) -> float:
         """The sum of a metric's series; 0 while the process does not answer yet."""
         with contextlib.suppress(OSError):
-            url = f"http://127.0.0.1:{self._port}/metrics"
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                lines = answer.read().decode().splitlines()
+            lines = self.ask("/metrics")[1].splitlines()
             return sum(
                 float(line.rpartition(" ")[2])
                 for line in lines
                 if line.partition("{")[0].partition(" ")[0] == name
             )
         return 0.0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

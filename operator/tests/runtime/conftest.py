@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -239,6 +240,20 @@ def revision(images):
 def pod_statuses():
     """Builders of pod statuses, for tests that play kubelet."""
     return {"running": running_status, "container": container_status}
+
+
+@pytest.fixture(scope="session")
+def eventually():
+    """What a probe of a process answers once that is true, asked from outside any loop."""
+
+    def eventually(probe, *, what, within_s):
+        deadline = time.monotonic() + within_s
+        while not (found := probe()):
+            assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+            time.sleep(0.05)
+        return found
+
+    return eventually
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import time
 import uuid
 from pathlib import Path
 
@@ -21,14 +20,6 @@ FAILOVER_S = 20.0
 KIND = (names.GROUP, names.VERSION)
 
 
-def until(probe, *, what, within_s):
-    deadline = time.monotonic() + within_s
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.05)
-    return found
-
-
 def leads(operator):
     return "leads by Lease" in operator.log.read_text()
 
@@ -41,7 +32,7 @@ def namespace(api):
 
 
 @pytest.fixture
-def pair(kubeconfig, namespace, tmp_path):
+def pair(kubeconfig, namespace, tmp_path, eventually):
     """The leader first."""
     first, second = (
         OperatorProcess(
@@ -52,7 +43,7 @@ def pair(kubeconfig, namespace, tmp_path):
     with contextlib.ExitStack() as running:
         for operator in (first, second):
             running.callback(operator.__enter__().kill)
-            until(lambda: leads(first), what="the first one leads", within_s=START_S)
+            eventually(lambda: leads(first), what="the first one leads", within_s=START_S)
         yield first, second
 
 
@@ -75,21 +66,21 @@ def converged(api, namespace):
 
 
 @pytest.mark.parametrize(("sent", "within_s"), [("SIGKILL", FAILOVER_S), ("SIGTERM", 8.0)])
-def test_another_takes_over_when_the_leader_ends(pair, converged, sent, within_s):
+def test_another_takes_over_when_the_leader_ends(pair, converged, eventually, sent, within_s):
     leader, standby = pair
-    until(converged("before"), what="the leader works", within_s=START_S)
+    eventually(converged("before"), what="the leader works", within_s=START_S)
     assert not leads(standby)
     leader.process.send_signal(getattr(signal, sent))
     leader.process.wait(within_s)
-    until(converged("after"), what="the other one works", within_s=within_s)
+    eventually(converged("after"), what="the other one works", within_s=within_s)
     assert leads(standby)
 
 
-def test_frozen_leader_writes_nothing_after_another_took_over(pair, converged):
+def test_frozen_leader_writes_nothing_after_another_took_over(pair, converged, eventually):
     leader, standby = pair
-    until(converged("before"), what="the leader works", within_s=START_S)
+    eventually(converged("before"), what="the leader works", within_s=START_S)
     leader.process.send_signal(signal.SIGSTOP)
-    until(converged("after"), what="the other one works", within_s=FAILOVER_S)
+    eventually(converged("after"), what="the other one works", within_s=FAILOVER_S)
     assert leads(standby)
     leader.process.send_signal(signal.SIGCONT)
     assert leader.process.wait(START_S) == 3

@@ -1,9 +1,6 @@
 """An operator of two namespaces, one of which is closed to it: a real process, a real API server."""
 
-import socket
-import time
-import urllib.error
-import urllib.request
+import functools
 import uuid
 from pathlib import Path
 
@@ -59,47 +56,26 @@ class Site:
     def pods(self, namespace):
         return self.core.list_namespaced_pod(namespace).items
 
-    def until(self, probe, *, what):
-        deadline = time.monotonic() + WITHIN_S
-        while not probe():
-            assert time.monotonic() < deadline, f"{what}\n{self.log.read_text()[-4000:]}"
-            time.sleep(0.1)
-
 
 @pytest.fixture
 def site(api, kubeconfig, tmp_path):
     return Site(api, kubeconfig, tmp_path)
 
 
-@pytest.fixture
-def port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-def answer(port, path):
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as refused:
-        return refused.code, refused.read().decode()
-
-
-def test_a_closed_namespace_is_told_and_the_other_is_served_until_it_opens(site, port):
+def test_a_closed_namespace_is_told_and_the_other_is_served_until_it_opens(site, eventually):
+    soon = functools.partial(eventually, within_s=WITHIN_S)
     both = f"{site.open},{site.closed}"
-    with OperatorProcess(site.kubeconfig, namespace=both, log=site.log, port=port) as operator:
+    with OperatorProcess(site.kubeconfig, namespace=both, log=site.log) as operator:
         for namespace in (site.open, site.closed):
             site.apply(namespace)
-        site.until(lambda: site.pods(site.open), what="the open namespace is served")
-        code, words = answer(port, "/readyz")
-        assert code == 503
-        assert (
-            f'cannot list resource "pods" in API group "" in the namespace "{site.closed}"' in words
-        )
-        assert answer(port, "/healthz") == (200, "ok\n")
+        soon(lambda: site.pods(site.open), what="the open namespace is served")
+        refusal = f'cannot list resource "pods" in API group "" in the namespace "{site.closed}"'
+        soon(lambda: refusal in operator.ask("/readyz")[1], what="what is refused is told")
+        assert operator.ask("/readyz")[0] == 503
+        assert operator.ask("/healthz") == (200, "ok\n")
         assert operator.metric("disagg_operator_refused_watches") > 0
         assert not site.pods(site.closed)
         site.let_in(site.closed)
-        site.until(lambda: site.pods(site.closed), what="the namespace that has opened is served")
-        site.until(lambda: answer(port, "/readyz")[0] == 200, what="nothing is refused any more")
+        soon(lambda: site.pods(site.closed), what="the namespace that has opened is served")
+        soon(lambda: operator.ask("/readyz")[0] == 200, what="nothing is refused any more")
         assert operator.process.poll() is None
